@@ -1,0 +1,140 @@
+"""Collect demonstrations in parallel: a scripted expert drives, noise pushes it off course, its recovery is recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from envs.episodes import Episode, read_demos, write_episodes
+from policies.spec import Array
+
+NOISE_CORRELATION = 0.8  # per step of 0.1 s: pushes last about half a second
+SETTLE_STEPS = 10  # recorded after success, so that a policy learns to stay
+SHARD = 20  # episodes; an interrupted collection loses at most one shard per process
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What to collect.
+
+    Args:
+        out: Episode file to write (HDF5).
+        env: Gymnasium id; the expert lives in the file of the same name under ``envs/experts``.
+        embodiment: Robot.
+        episodes: Number of seeds to try; failed episodes are left out.
+        seed: First seed.
+        noise: Largest standard deviation of the injected noise, as a share of the command range. Each episode draws
+            its own between 0 and this.
+        workers: Processes.
+    """
+
+    out: Path
+    env: str = "kinoflow/Nav-v0"
+    embodiment: str = "wheeled"
+    episodes: int = 400
+    seed: int = 1_000_000
+    noise: float = 0.35
+    workers: int = 2
+
+
+def drivers(env: gymnasium.Env) -> dict[str, Any]:
+    """Expert and baselines of an environment: ``DRIVERS`` in the file of the same name under `envs.experts`."""
+    name = type(env.unwrapped).__module__.rsplit(".", 1)[1]
+    return importlib.import_module(f"envs.experts.{name}").DRIVERS
+
+
+def record(env: gymnasium.Env, seed: int, noise: float) -> Episode | None:
+    """Record one episode; returns None when the expert fails.
+
+    Args:
+        env: Environment with an expert.
+        seed: Seed of the environment and of the noise.
+        noise: Largest standard deviation of the noise, as a share of the command range.
+    """
+    world: Any = env.unwrapped
+    rng = np.random.default_rng(seed)
+    observation, _ = world.reset(seed=seed)
+    expert = drivers(env)["expert"](world)
+    action = world.contract.action
+    scale = rng.uniform(0, noise) * (np.array(action.high) - np.array(action.low)) / 2
+    push = np.zeros(action.dim)
+    rows: list[tuple[dict[str, Array], Array, Array, float, Array]] = []
+    remaining = SETTLE_STEPS
+    while remaining:
+        command = expert.command()
+        push = NOISE_CORRELATION * push + np.sqrt(1 - NOISE_CORRELATION**2) * rng.normal(0, 1, action.dim) * scale
+        settling = world.success or remaining < SETTLE_STEPS
+        executed = action.clip(command + (0 if settling else push)).astype(np.float32)
+        state = world.state
+        following, reward, _, truncated, _ = world.step(executed)
+        rows.append((observation, command, executed, float(reward), state))
+        observation = following
+        if world.failed or (truncated and not settling):
+            return None
+        remaining -= int(settling)
+    return _episode(seed, rows)
+
+
+def _episode(seed: int, rows: list[tuple[dict[str, Array], Array, Array, float, Array]]) -> Episode:
+    observations, commands, executed, rewards, states = zip(*rows, strict=True)
+    return Episode(
+        seed=seed,
+        observations={name: np.stack([row[name] for row in observations]) for name in observations[0]},
+        actions=np.stack(commands),
+        executed=np.stack(executed),
+        rewards=np.array(rewards, np.float32),
+        states=np.stack(states).astype(np.float32),
+    )
+
+
+def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Collect episodes into one file; an interrupted collection continues where it stopped.
+
+    Args:
+        config: What to collect.
+        progress: Called with (seeds done, seeds in all).
+
+    Returns:
+        Counts of seeds tried, episodes kept and steps, and the path.
+    """
+    same = f"{config.env}|{config.embodiment}|{config.noise}|{config.seed}"
+    folder = config.out.with_name(f"{config.out.name}.{hashlib.sha256(same.encode()).hexdigest()[:8]}.parts")
+    seeds = range(config.seed, config.seed + config.episodes)
+    shards = {folder / f"{part[0]}-{part[-1]}.hdf5": part for i in range(0, len(seeds), SHARD) if (part := seeds[i : i + SHARD])}
+    done = sum(len(part) for shard, part in shards.items() if shard.exists())
+    progress(done, len(seeds))
+    with ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_record_shard, config, shard, part) for shard, part in shards.items() if not shard.exists()]
+        for job in as_completed(jobs):
+            done += job.result()
+            progress(done, len(seeds))
+    episodes = [episode for shard in shards for episode in read_demos(shard)]
+    if not episodes:
+        raise RuntimeError(f"the expert failed on all {len(seeds)} seeds from {config.seed}; nothing was written")
+    env = _make(config)
+    write_episodes(config.out, episodes, config.env, {"embodiment": config.embodiment}, env.unwrapped.contract)
+    env.close()
+    shutil.rmtree(folder)
+    return {"out": str(config.out), "tried": len(seeds), "kept": len(episodes), "steps": sum(map(len, episodes))}
+
+
+def _make(config: CollectConfig) -> Any:
+    return gymnasium.make(config.env, embodiment=config.embodiment, disable_env_checker=True)
+
+
+def _record_shard(config: CollectConfig, shard: Path, seeds: range) -> int:
+    env = _make(config)
+    episodes = [episode for seed in seeds if (episode := record(env, seed, config.noise))]
+    write_episodes(shard, episodes, config.env, {"embodiment": config.embodiment}, env.unwrapped.contract)
+    env.close()
+    return len(seeds)

@@ -1,0 +1,89 @@
+"""Small zip files that carry a few known parts: equal content gives equal bytes, and reading trusts nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from policies.spec import ContractError
+
+LIMIT = 256 << 20  # bytes, of one member and of all together
+
+
+class BundleError(ContractError):
+    """A bundle is damaged, edited, unsafe or does not fit its contract; the message names the part and the remedy."""
+
+
+def pack(members: Mapping[str, bytes]) -> bytes:
+    """Return an uncompressed zip file that depends on names and contents only."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o644 << 16  # the same bytes on every system
+            archive.writestr(info, content)
+    return file.getvalue()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one step: whatever fails, ``path`` holds either its old content or the new one.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def unpack(file: Path | BinaryIO, expected: Collection[str]) -> dict[str, bytes]:
+    """Read exactly the expected members of a zip file.
+
+    Raises:
+        BundleError: Not a zip, damaged, a part is missing, or a member is unknown, duplicate, too large or unsafe.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            _check_members(members, expected)
+            return {member.filename: archive.read(member) for member in members}
+    except BundleError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise BundleError(f"not a readable zip: {error}; copy the bundle again") from error
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], expected: Collection[str]) -> None:
+    names = [member.orig_filename for member in members]
+    for name, member in zip(names, members, strict=True):
+        if "\\" in name or ".." in name.split("/") or re.match(r"/|[A-Za-z]:", name):
+            raise BundleError(f"member '{name}' points outside the bundle; do not use this file")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise BundleError(f"member '{name}' is a symbolic link; do not use this file")
+        if name not in expected:
+            raise BundleError(f"unknown member '{name}'; a bundle holds {sorted(expected)} only")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BundleError(f"member '{name}' uses compression {member.compress_type}; store or deflate it")
+        if member.file_size > LIMIT:
+            raise BundleError(f"member '{name}' has {member.file_size} bytes, the limit is {LIMIT}; do not load it")
+    if len({*names}) != len(names):
+        raise BundleError(f"duplicate members in {sorted(names)}; do not use this file")
+    if {*names} != {*expected}:
+        raise BundleError(f"part '{min({*expected} - {*names})}' is missing; copy the bundle again")
+    total = sum(member.file_size for member in members)
+    if total > LIMIT:
+        raise BundleError(f"the members have {total} bytes together, the limit is {LIMIT}; do not load it")

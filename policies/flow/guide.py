@@ -1,0 +1,195 @@
+"""Guides: a field goes in, a field that also obeys something else comes out. They nest in any order.
+
+A guide moves the data estimate and keeps the pair on ``x``. How far it may move depends on how uncertain the data still
+is. With ``jacobian="identity"`` that uncertainty is the one of unit-variance data, ``r^2 = (1-t)^2 / (t^2 + (1-t)^2)``:
+a closed form that survives export. With ``jacobian="exact"`` it is the field's own, ``(1-t)^2 / t * d data / d x``, one
+vector-Jacobian product through the network: it also moves what depends on the guided actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from policies.flow.compose import blend
+from policies.flow.path import Estimate, Field, expand, positive
+
+Jacobian = Literal["identity", "exact"]
+_FEEDBACK = 2.0  # least value of the guidance weight (t^2 + (1-t)^2) / (t (1-t)) of unit-variance data, at t = 1/2
+_TYPICAL = 3.0  # standard normal noise is hardly ever larger
+
+
+def cfg(conditional: Field, unconditional: Field, weight: float | Tensor) -> Field:
+    """Classifier-free guidance (arXiv 2207.12598): ``unconditional + weight * (conditional - unconditional)``.
+
+    Args:
+        conditional: Field with the condition.
+        unconditional: Field without it.
+        weight: 0 and 1 return either field bit for bit, more than 1 exaggerates the condition.
+    """
+    return blend([unconditional, conditional], [1 - weight, weight])
+
+
+def residual_cfg(field: Field, reference: Tensor, weight: float | Tensor, delta: float = 1.0) -> Field:
+    """Guidance without a second evaluation (arXiv 2312.12491): away from what was there before.
+
+    Args:
+        field: Field with the condition.
+        reference: ``(B, H, A)`` data that stands for the unconditional field: the previous plan, or the unconditional
+            estimate made once at t = 0.
+        weight: As in `cfg`.
+        delta: Share of the way from ``x`` to the reference that the virtual field goes.
+    """
+
+    def unconditional(x: Tensor, t: Tensor) -> Estimate:
+        return certain(x + delta * (reference - x))(x, t)
+
+    return cfg(field, unconditional, weight)
+
+
+def certain(data: Tensor) -> Field:
+    """Field that knows the data, ``(B, H, A)`` or broadcastable, and reads the noise off ``x``."""
+
+    def field(x: Tensor, t: Tensor) -> Estimate:
+        time = expand(t, x)
+        return Estimate(data.expand_as(x), (x - time * data) / positive(1 - time))
+
+    return field
+
+
+def clip(field: Field, low: float, high: float) -> Field:
+    """Clamp the data estimate and keep the raw noise, as diffusion samplers do (``clip_sample``)."""
+
+    def clipped(x: Tensor, t: Tensor) -> Estimate:
+        data, noise = field(x, t)
+        return Estimate(data.clamp(low, high), noise)
+
+    return clipped
+
+
+def pin(field: Field, known: Tensor, mask: Tensor) -> Field:
+    """Replace the data where it is known: start states, goals, inpainting.
+
+    The sample ends on the known values exactly. The rest sees them through ``x`` only: the exact conditional for
+    independent actions, a weak approximation for correlated ones, which `hold` makes follow.
+
+    Args:
+        field: Field on the linear path.
+        known: Data, broadcastable to ``(B, H, A)``.
+        mask: Boolean, broadcastable to ``(B, H, A)``; true where the data is known.
+    """
+
+    def pinned(x: Tensor, t: Tensor) -> Estimate:
+        parts = zip(certain(known)(x, t), field(x, t), strict=True)
+        return Estimate(*(torch.where(mask, fixed, free) for fixed, free in parts))
+
+    return pinned
+
+
+def toward(field: Field, target: Tensor, weight: float | Tensor) -> Field:
+    """Pull the data toward a target: the proximal step of the cost ``weight / 2 * |data - target|^2``.
+
+    The step minimises ``|moved - data|^2 / (2 r^2) + cost(moved)``, so it is stable for every weight and fades by
+    itself toward t = 1. For independent unit-variance Gaussian data it samples ``p(data) * exp(-cost)`` exactly.
+
+    Args:
+        field: Field on the linear path.
+        target: Where the cost is least, broadcastable to ``(B, H, A)``. Several targets are one: the weighted mean.
+        weight: Precision of the target, the sum over several targets; a number or broadcastable to ``(B, H, A)``.
+    """
+
+    def pulled(x: Tensor, t: Tensor) -> Estimate:
+        strength = weight * expand(_variance(t), x)
+        return field(x, t).mix(certain(target)(x, t), strength / (1 + strength))
+
+    return pulled
+
+
+def descend(
+    field: Field, gradient: Callable[[Tensor], Tensor], jacobian: Jacobian = "identity", limit: float = 5.0
+) -> Field:
+    """Go down the gradient of any cost of the data (arXiv 2209.14687); samples about ``p(data) * exp(-cost)``.
+
+    Args:
+        field: Field on the linear path.
+        gradient: Gradient of the cost at data ``(B, H, A)``; ``torch.func.grad(lambda data: cost(data).sum())`` where
+            no export is needed.
+        jacobian: Exact for linear costs of unit-variance data ("identity") or of any Gaussian data ("exact").
+        limit: Largest gain on the velocity with the exact Jacobian, whose factor (1-t) / t is unbounded at the noise.
+    """
+
+    def identity(x: Tensor, t: Tensor) -> Estimate:
+        estimate = field(x, t)
+        return _shift(estimate, -_variance(t), gradient(estimate.data), t)
+
+    def exact(x: Tensor, t: Tensor) -> Estimate:
+        estimate, pull = _vjp(field, x, t)
+        gain = ((1 - t) / positive(t)).clamp(max=limit)
+        return _shift(estimate, -(1 - t) * gain, pull(gradient(estimate.data)), t)
+
+    return _choose(jacobian, identity, exact)
+
+
+def hold(
+    field: Field, committed: Tensor, weights: Tensor, jacobian: Jacobian = "identity", limit: float = 5.0
+) -> Field:
+    """Continue a chunk that is being executed: real-time chunking (arXiv 2506.07339).
+
+    The closed form mixes in the committed actions and lets their noise carry feedback: where the field disagrees with a
+    committed action, ``x`` is pushed until the field itself predicts it, and with it the actions that follow from it.
+    The feedback gain is the published guidance weight clipped at its least value over t, which is 2: the largest that
+    cannot overshoot unit-variance data. Noise beyond 3 standard deviations is cut, so that actions the field cannot
+    predict do not drive ``x`` out of what it was trained on.
+
+    Args:
+        field: Field on the linear path.
+        committed: ``(B, H, A)`` actions of the previous chunk on this chunk's time grid, normalised.
+        weights: ``(B, H)`` in [0, 1]; 1 ends on the committed action exactly, 0 leaves the field's estimate as it is,
+            bit for bit in the closed form; between them the committed action attracts.
+        jacobian: "identity" is the closed form, "exact" guides through the network as published and pins weight 1.
+        limit: Largest guidance weight with the exact Jacobian; the paper's beta.
+    """
+    soft = weights[..., None]
+
+    def identity(x: Tensor, t: Tensor) -> Estimate:
+        estimate, target = field(x, t), certain(committed)(x, t)
+        noise = target.noise + _FEEDBACK * (committed - estimate.data)
+        return estimate.mix(Estimate(target.data, noise.clamp(-_TYPICAL, _TYPICAL)), soft)
+
+    def exact(x: Tensor, t: Tensor) -> Estimate:
+        estimate, pull = _vjp(field, x, t)
+        gain = ((1 - t) / positive(t * _variance(t))).clamp(max=limit)
+        return _shift(estimate, (1 - t) * gain, pull(soft * (committed - estimate.data)), t)
+
+    return _choose(jacobian, identity, pin(exact, committed, soft >= 1))
+
+
+def _variance(t: Tensor) -> Tensor:
+    """Variance of unit-variance Gaussian data once ``x`` is known, ``(B,)``."""
+    return (1 - t) ** 2 / (t**2 + (1 - t) ** 2)
+
+
+def _shift(estimate: Estimate, gain: Tensor, direction: Tensor, t: Tensor) -> Estimate:
+    """Move the data by ``gain * direction`` and the noise so that the pair still mixes to the same ``x``."""
+    moved = expand(gain, direction) * direction
+    ratio = expand(t / positive(1 - t), direction)
+    return Estimate(estimate.data + moved, estimate.noise - ratio * moved)
+
+
+def _vjp(field: Field, x: Tensor, t: Tensor) -> tuple[Estimate, Callable[[Tensor], Tensor]]:
+    """Return the estimate and the product of a vector with d data / d x."""
+
+    def data(state: Tensor) -> tuple[Tensor, Estimate]:
+        estimate = field(state, t)
+        return estimate.data, estimate
+
+    result: Any = torch.func.vjp(data, x, has_aux=True)
+    _, pull, estimate = result
+    return estimate, lambda vector: pull(vector)[0]
+
+
+def _choose(jacobian: Jacobian, identity: Field, exact: Field) -> Field:
+    return {"identity": identity, "exact": exact}[jacobian]

@@ -1,0 +1,76 @@
+"""A head turns observations into a Field over action chunks. A new head is one file with one class and its Config."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from policies.flow import Estimate, Field, matching_loss, uniform_times
+from policies.spec import Spec
+
+
+class Head(nn.Module, ABC):
+    """An action head. Everything it sees and returns is in normal units; see `policies.norm`.
+
+    A subclass sets `Config` to a frozen dataclass of hyper-parameters with defaults, takes ``(spec, config)`` and
+    writes `encode` and `estimate`.
+    """
+
+    Config: ClassVar[type]
+
+    def __init__(self, spec: Spec, config: Any) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+
+    @abstractmethod
+    def encode(self, observation: Mapping[str, Tensor]) -> Any:
+        """Encode observations ``{name: (B, T_obs, *shape)}``, once per chunk, into whatever `estimate` needs."""
+
+    @abstractmethod
+    def estimate(self, x: Tensor, t: Tensor, context: Any) -> Estimate:
+        """Estimate data and noise of noisy chunks ``x`` (B, H, A) at times ``t`` (B,) on the linear path."""
+
+    def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar training loss for expert chunks ``actions`` (B, H, A)."""
+        noise = torch.randn(actions.shape, generator=generator)
+        return matching_loss(self.bind(observation), actions, noise, uniform_times(len(actions), generator))
+
+    def bind(self, observation: Mapping[str, Tensor]) -> Field:
+        """Fix the observation: encode it once and return the field over chunks."""
+        context = self.encode(observation)
+        return lambda x, t: self.estimate(x, t, context)
+
+
+def find_head(name: str) -> type[Head]:
+    """Find a head class by name, ``"flowdit"`` for ``policies/flowdit.py`` or ``"package.module:Class"``.
+
+    Raises:
+        ValueError: There is no such module or it defines no head.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not class_name and "." not in module_name:
+        module_name = f"policies.{module_name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"no head '{name}': {error}; heads are files in policies/, e.g. 'flowdit'") from error
+    found = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member) and issubclass(member, Head) and member.__module__ == module.__name__
+    ]
+    chosen = [member for member in found if not class_name or member.__name__ == class_name]
+    if not chosen:
+        raise ValueError(f"{module_name} defines no head {class_name or ''}; it has {[c.__name__ for c in found]}")
+    return chosen[0]
+
+
+def head_name(head: Head) -> str:
+    """The name `find_head` finds this head's class by."""
+    return f"{type(head).__module__}:{type(head).__name__}"

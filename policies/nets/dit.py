@@ -1,0 +1,133 @@
+"""Diffusion transformer over a sequence of action tokens (Peebles & Xie, arXiv 2212.09748) with cross-attention.
+
+Time and condition modulate every block additively, ``modulation = time(t) + condition(c)``. On a fixed time grid the
+first part is a constant and the second is computed once per chunk, as are the keys and values of the condition tokens:
+one denoising step then costs the action tokens only, and an exported graph holds the time part as constants.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Context(NamedTuple):
+    """What the denoising steps of one chunk share.
+
+    Args:
+        keys: ``(L, B, heads, N, width / heads)`` keys of the N condition tokens, one set per block.
+        values: Like ``keys``.
+        modulation: ``(B, 1, 9, width)`` share of the condition in the modulations, the same for every block.
+    """
+
+    keys: Tensor
+    values: Tensor
+    modulation: Tensor
+
+
+def sinusoidal(values: Tensor, width: int) -> Tensor:
+    """Embed ``(B,)`` scalars in [0, 1] as ``(B, width)`` sines and cosines."""
+    frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=values.device) / (width // 2))
+    angles = 1000.0 * values[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """Reshape ``(B, N, width)`` to ``(B, heads, N, width / heads)``."""
+    batch, count, width = tokens.shape
+    return tokens.reshape(batch, count, heads, width // heads).transpose(1, 2)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Multi-head attention over ``(B, heads, N, width / heads)``; returns ``(B, N, width)``."""
+    mixed = functional.scaled_dot_product_attention(queries, keys, values)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer-normalise ``(B, N, width)`` tokens, then scale and shift them by ``(B, width)`` modulations."""
+    normal = functional.layer_norm(tokens, tokens.shape[-1:])
+    return normal * (1 + scale[:, None]) + shift[:, None]
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention block for condition tokens ``(B, N, width)``."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        queries, keys, values = (split_heads(x, self.heads) for x in self.qkv(self.norm_attention(tokens)).chunk(3, -1))
+        tokens = tokens + self.out(attend(queries, keys, values))
+        return tokens + self.mlp(self.norm_mlp(tokens))
+
+
+class Block(nn.Module):
+    """adaLN-Zero block: self-attention, cross-attention to cached keys and values, MLP; every branch is gated."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.cross_query, self.cross_out = nn.Linear(width, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor, modulation: Tensor) -> Tensor:
+        m = modulation.unbind(1)
+        queries, own_keys, own_values = (
+            split_heads(x, self.heads) for x in self.qkv(modulated(tokens, m[0], m[1])).chunk(3, -1)
+        )
+        tokens = tokens + m[2][:, None] * self.out(attend(queries, own_keys, own_values))
+        queries = split_heads(self.cross_query(modulated(tokens, m[3], m[4])), self.heads)
+        tokens = tokens + m[5][:, None] * self.cross_out(attend(queries, keys, values))
+        return tokens + m[8][:, None] * self.mlp(modulated(tokens, m[6], m[7]))
+
+
+class DiT(nn.Module):
+    """Maps a noisy chunk and its time to a velocity.
+
+    Args:
+        horizon: Number of actions H.
+        action_dim: Action dimension A.
+        width: Token width; a multiple of ``2 * heads``.
+        depth: Number of blocks L.
+        heads: Attention heads.
+    """
+
+    def __init__(self, horizon: int, action_dim: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.depth, self.heads = width, depth, heads
+        self.inlet, self.outlet = nn.Linear(action_dim, width), nn.Linear(width, action_dim)
+        self.position = nn.Parameter(0.02 * torch.randn(1, horizon, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.time_modulation = nn.Linear(width, (depth + 1) * 9 * width)
+        self.condition_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width, bias=False))
+        self.cross = nn.Linear(width, depth * 2 * width)
+        for layer in (self.time_modulation, self.condition_modulation[1], self.outlet):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)  # every block starts as the identity
+
+    def context(self, tokens: Tensor) -> Context:
+        """Prepare condition tokens ``(B, N, width)`` once per chunk."""
+        batch, count, _ = tokens.shape
+        size = (batch, count, self.depth, 2, self.heads, self.width // self.heads)
+        keys, values = self.cross(tokens).reshape(size).permute(3, 2, 0, 4, 1, 5).unbind(0)
+        return Context(keys, values, self.condition_modulation(tokens.mean(1)).reshape(batch, 1, 9, self.width))
+
+    def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Return the velocity ``(B, H, A)`` of the chunk ``x`` (B, H, A) at times ``t`` (B,)."""
+        of_time = self.time_modulation(self.time(sinusoidal(t, self.width)))
+        modulation = of_time.reshape(-1, self.depth + 1, 9, self.width) + context.modulation
+        tokens = self.inlet(x) + self.position
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, context.keys[index], context.values[index], modulation[:, index])
+        return self.outlet(modulated(tokens, modulation[:, -1, 0], modulation[:, -1, 1]))

@@ -1,0 +1,342 @@
+"""Runs a policy beside the control loop: in a process of its own, or inline for simulated time. numpy only.
+
+Requests and results cross in shared memory, one slot each way: the newest wins, nothing queues up, nobody waits. The
+memory has no name in the file system, so the kernel frees it with the last process, however that one ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.sharedctypes import RawArray
+from types import TracebackType
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from policies.runtime.slot import HEADER_BYTES, Memory, Slot
+from policies.spec import Array, ChunkPolicy, ContractError, Observation, Spec
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_ERROR_BYTES = 1024
+_CLOSE_S = 1.0
+
+
+class WorkerError(RuntimeError):
+    """The inference process did not start; the message has the reason."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a policy is asked; see `ChunkPolicy.act` for the arrays.
+
+    Args:
+        stamp: Time of the newest observation in seconds.
+        observation: Arrays shaped ``(T_obs, *shape)``.
+        noise: ``(H, A)``.
+        committed: ``(H, A)``.
+        hold: ``(H,)``.
+    """
+
+    stamp: float
+    observation: Observation
+    noise: Array
+    committed: Array
+    hold: Array
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a policy answered.
+
+    Args:
+        sequence: Number that `Worker.submit` returned for the request.
+        stamp: Stamp of the request in seconds.
+        actions: ``(H, A)`` float32; zeros after an error.
+        seconds: Time the policy took.
+        error: Message of the exception the policy raised, empty if it did not.
+    """
+
+    sequence: int
+    stamp: float
+    actions: Array
+    seconds: float
+    error: str
+
+
+class Worker(Protocol):
+    """Runs a policy on request; used by one thread."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def submit(self, request: Request) -> int:
+        """Ask for a chunk and return the number of the request; a request not yet begun is replaced."""
+        ...
+
+    def latest(self) -> Result | None:
+        """Return the newest result once, None when there is no new one. Does not wait."""
+        ...
+
+
+class InlineWorker:
+    """Runs the policy inside `submit`, for simulated time; exceptions of the policy pass through.
+
+    Args:
+        policy: The policy.
+    """
+
+    alive = True
+
+    def __init__(self, policy: ChunkPolicy) -> None:
+        self.spec = policy.spec
+        self._policy = policy
+        self._sequence = 0
+        self._result: Result | None = None
+
+    def submit(self, request: Request) -> int:
+        """Run the policy and return the number of the request."""
+        self._sequence += 1
+        begin = time.perf_counter()
+        actions = self._policy.act(request.observation, request.noise, request.committed, request.hold)
+        self._result = Result(self._sequence, request.stamp, actions, time.perf_counter() - begin, "")
+        return self._sequence
+
+    def latest(self) -> Result | None:
+        """Return the newest result once."""
+        result, self._result = self._result, None
+        return result
+
+
+class InferenceWorker:
+    """Runs a policy in a process of its own, so that inference never holds up the control loop.
+
+    Errors of the policy come back as text and do not end the process; `alive` tells when something else did. The
+    process ends with `close`, with the parent's end, or by itself when it cannot load the policy. The starting program
+    needs the usual ``if __name__ == "__main__"`` guard of spawned processes.
+
+    Args:
+        path: What the loader is called with, for example the path of a bundle.
+        loader: ``"package.module:function"`` that takes the path and returns a `ChunkPolicy`; runs in the new process.
+        spec: Contract the loaded policy must have.
+        warm_up: Inferences on zeros before the worker is ready: the first ones are slower.
+    """
+
+    def __init__(self, path: str, loader: str, spec: Spec, warm_up: int = 3) -> None:
+        self.spec = spec
+        self.warm_up_s = 0.0
+        """Time of the last warm-up inference in seconds, known once ready."""
+        context = multiprocessing.get_context("spawn")
+        memory = [RawArray(ctypes.c_ubyte, HEADER_BYTES + kind.itemsize) for kind in (_ask(spec), _answer(spec))]
+        self._requests, self._results = Slot(memory[0], _ask(spec)), Slot(memory[1], _answer(spec))
+        wake, self._wake = context.Pipe(duplex=False)
+        self._greeting, greeting = context.Pipe(duplex=False)
+        os.set_blocking(self._wake.fileno(), False)
+        arguments = (path, loader, spec, warm_up, *memory, wake, greeting)
+        self._process = context.Process(target=_serve, args=arguments, name="kinoflow-inference", daemon=True)
+        with _one_numeric_thread():
+            self._process.start()
+        wake.close()
+        greeting.close()
+        self._ready = self._closed = False
+
+    def __enter__(self) -> InferenceWorker:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return not self._closed and self._process.is_alive()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None once closed."""
+        return None if self._closed else self._process.pid
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Wait until the policy is loaded and warm.
+
+        Raises:
+            WorkerError: Loading or warming up failed, the process died, or the time is over.
+        """
+        if self._ready:
+            return
+        if self._closed or not self._greeting.poll(timeout_s):
+            raise WorkerError(f"the policy was not ready within {timeout_s} s; give it more time or close the worker")
+        try:
+            error, self.warm_up_s = self._greeting.recv()
+        except EOFError:
+            raise WorkerError("the inference process died while it loaded the policy; see its output") from None
+        if error:
+            raise WorkerError(error)
+        self._ready = True
+
+    def submit(self, request: Request) -> int:
+        """Ask for a chunk without waiting and return the number of the request.
+
+        Raises:
+            WorkerError: The worker is closed.
+        """
+        if self._closed:
+            raise WorkerError("the worker is closed; start a new one")
+        record = self._requests.record
+        for name in ("stamp", "noise", "committed", "hold"):
+            record[name] = getattr(request, name)
+        for feature in self.spec.observations:
+            record["observation"][feature.name] = request.observation[feature.name]
+        sequence = self._requests.publish()
+        # A full pipe means that the worker will wake anyway, a broken one that it is dead, which `alive` tells.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._wake.fileno(), b"!")
+        return sequence
+
+    def latest(self) -> Result | None:
+        """Return the newest result once, None when there is no new one."""
+        if not self._results.refresh():
+            return None
+        record = self._results.record
+        error = bytes(record["error"]).decode("utf-8", "ignore")
+        return Result(
+            int(record["request"]), float(record["stamp"]), record["actions"].copy(), float(record["seconds"]), error
+        )
+
+    def close(self) -> None:
+        """End the process, by force after one second. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake.close()
+        self._process.join(_CLOSE_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+        self._greeting.close()
+
+
+def _ask(spec: Spec) -> np.dtype:
+    chunk = (spec.horizon, spec.action.dim)
+    observation = np.dtype([(f.name, np.float32, (spec.history, *f.shape)) for f in spec.observations])
+    return np.dtype(
+        [
+            ("stamp", np.float64),
+            ("observation", observation),
+            ("noise", np.float32, chunk),
+            ("committed", np.float32, chunk),
+            ("hold", np.float32, (spec.horizon,)),
+        ]
+    )
+
+
+def _answer(spec: Spec) -> np.dtype:
+    return np.dtype(
+        [
+            ("request", np.int64),
+            ("stamp", np.float64),
+            ("actions", np.float32, (spec.horizon, spec.action.dim)),
+            ("seconds", np.float64),
+            ("error", f"S{_ERROR_BYTES}"),
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _one_numeric_thread() -> Iterator[None]:
+    """Environment for a child: numeric libraries read it while they load, before any code of ours runs there."""
+    saved = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(
+    path: str,
+    loader: str,
+    spec: Spec,
+    warm_up: int,
+    request_memory: Memory,
+    result_memory: Memory,
+    wake: Connection,
+    greeting: Connection,
+) -> None:
+    """Main function of the inference process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    requests, results = Slot(request_memory, _ask(spec)), Slot(result_memory, _answer(spec))
+    try:
+        policy = _load(path, loader, spec)
+        seconds = _warm_up(policy, warm_up)
+    except Exception as error:
+        greeting.send((_describe(error), 0.0))
+        return
+    greeting.send(("", seconds))
+    while os.read(wake.fileno(), 4096):  # empty at the end: the parent closed the pipe
+        if requests.refresh():
+            _respond(policy, requests, results)
+
+
+def _end_with_parent() -> NoReturn:
+    """Leave at once when the parent dies, also from the middle of an inference."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+    os._exit(1)
+
+
+def _load(path: str, loader: str, spec: Spec) -> ChunkPolicy:
+    module, _, function = loader.partition(":")
+    policy: ChunkPolicy = getattr(importlib.import_module(module), function)(path)
+    if policy.spec != spec:
+        raise ContractError(f"'{path}' has the contract {policy.spec}, {spec} is needed; load the matching bundle")
+    return policy
+
+
+def _warm_up(policy: ChunkPolicy, count: int) -> float:
+    record = np.zeros(1, _ask(policy.spec))[0]
+    begin = time.perf_counter()
+    for _ in range(count):
+        begin = time.perf_counter()
+        _act(policy, record)
+    return time.perf_counter() - begin
+
+
+def _act(policy: ChunkPolicy, record: np.void) -> Array:
+    observation: dict[str, Any] = {f.name: record["observation"][f.name] for f in policy.spec.observations}
+    return policy.act(observation, record["noise"], record["committed"], record["hold"])
+
+
+def _respond(policy: ChunkPolicy, requests: Slot, results: Slot) -> None:
+    result = results.record
+    result["request"], result["stamp"], result["error"] = requests.sequence, requests.record["stamp"], b""
+    begin = time.perf_counter()
+    try:
+        result["actions"] = _act(policy, requests.record)
+    except Exception as error:
+        result["actions"], result["error"] = 0.0, _describe(error).encode()
+    result["seconds"] = time.perf_counter() - begin
+    results.publish()
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

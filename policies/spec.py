@@ -1,0 +1,174 @@
+"""The contract of a policy: what it observes, what it commands, in which units, frames and at which rate.
+
+Environments state it, heads are trained against it, bundles carry it and nodes refuse to run on a mismatch.
+This module needs numpy only, so a robot can read a bundle without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = np.ndarray
+Observation = Mapping[str, Array]
+
+
+class ContractError(ValueError):
+    """Data, a checkpoint or a bundle does not fit the contract; the message names the feature, both values, the remedy."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One named observation.
+
+    Args:
+        name: Key in the observation dictionary.
+        shape: Shape of one sample, without batch and history.
+        unit: SI unit of every element, for example ``"m"``.
+        frame: REP-105 frame the values are expressed in, for example ``"base_link"``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    unit: str
+    frame: str
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """The command vector.
+
+    Args:
+        names: One name per component, in order.
+        units: One SI unit per component.
+        frame: REP-105 frame of the command.
+        low: Smallest commanded value per component.
+        high: Largest commanded value per component.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    frame: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def dim(self) -> int:
+        return len(self.names)
+
+    def clip(self, actions: Array) -> Array:
+        """Clip ``(..., A)`` actions to the commanded range."""
+        return np.clip(actions, np.float32(self.low), np.float32(self.high))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything two components have to agree on before one drives the other.
+
+    Args:
+        observations: Named observations, in the order of the network's inputs.
+        action: The command vector.
+        rate_hz: Rate of the actions within a chunk, in Hz.
+        history: Number of past observations the policy sees, T_obs; the newest comes last.
+        horizon: Number of actions in one chunk, H.
+    """
+
+    observations: tuple[Feature, ...]
+    action: ActionSpec
+    rate_hz: float
+    history: int
+    horizon: int
+
+    @property
+    def dt(self) -> float:
+        """Seconds between two actions of a chunk."""
+        return 1.0 / self.rate_hz
+
+    def check(self, observation: Observation) -> None:
+        """Check one observation with history, every array shaped ``(T_obs, *shape)``.
+
+        Raises:
+            ContractError: A key is missing or unknown, a shape differs, or a value is not finite.
+        """
+        expected = {feature.name for feature in self.observations}
+        if set(observation) != expected:
+            raise ContractError(f"observation has keys {sorted(observation)}, the policy needs {sorted(expected)}")
+        for feature in self.observations:
+            value = observation[feature.name]
+            shape = (self.history, *feature.shape)
+            if value.shape != shape:
+                raise ContractError(
+                    f"observation '{feature.name}' has shape {value.shape}, the policy needs {shape} "
+                    f"({self.history} samples of {feature.shape}, newest last)"
+                )
+            if not np.isfinite(value).all():
+                raise ContractError(f"observation '{feature.name}' is not finite; check the sensor that provides it")
+
+    def require(self, other: Spec) -> None:
+        """Require that ``other``, for example an environment's contract, offers exactly what this policy expects.
+
+        History and horizon belong to the policy alone and are not compared.
+
+        Raises:
+            ContractError: Names the first feature that differs, with both values.
+        """
+        offered = {feature.name: feature for feature in other.observations}
+        for feature in self.observations:
+            if offered.get(feature.name) != feature:
+                raise ContractError(
+                    f"observation '{feature.name}': the policy expects {feature}, "
+                    f"the other side offers {offered.get(feature.name)}; use the environment it was trained in"
+                )
+        for field in ("names", "units", "frame"):
+            mine, theirs = getattr(self.action, field), getattr(other.action, field)
+            if mine != theirs:
+                raise ContractError(
+                    f"action {field}: the policy commands {mine}, the other side takes {theirs}; "
+                    "choose the embodiment the policy was trained for"
+                )
+        if self.rate_hz != other.rate_hz:
+            raise ContractError(f"rate_hz: the policy plans at {self.rate_hz}, the other side expects {other.rate_hz}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain containers for ``json.dump``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Spec:
+        """Rebuild a spec written by `to_json`.
+
+        Raises:
+            ContractError: A field is missing or unknown.
+        """
+        try:
+            observations = tuple(Feature(**{**item, "shape": tuple(item["shape"])}) for item in data["observations"])
+            action = ActionSpec(**{k: v if k == "frame" else tuple(v) for k, v in data["action"].items()})
+            rest = {key: data[key] for key in ("rate_hz", "history", "horizon")}
+        except (KeyError, TypeError) as error:
+            raise ContractError(f"not a policy contract: {error}") from error
+        return cls(observations, action, **rest)
+
+
+class ChunkPolicy(Protocol):
+    """What evaluation, the runtime and the nodes drive: a torch `Policy` and a torch-free `Bundle` both are one."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
+        """Plan one chunk.
+
+        Args:
+            observation: Arrays shaped ``(T_obs, *shape)``, newest sample last, SI units.
+            noise: ``(H, A)`` standard normal sample the chunk starts from.
+            committed: ``(H, A)`` actions of the previous chunk on this chunk's time grid, SI units.
+            hold: ``(H,)`` weights in [0, 1]; 1 keeps the committed action, 0 ignores it.
+
+        Returns:
+            ``(H, A)`` float32 actions in SI units; action k is meant for ``k * spec.dt`` after the newest observation.
+        """
+        ...

@@ -1,0 +1,272 @@
+"""Training: a recipe in, a run directory out. A run that is interrupted continues exactly where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from policies.head import find_head
+from policies.norm import ACTION, Normaliser
+from policies.policy import Policy
+from policies.spec import Array, ContractError, Spec
+
+ConfigT = TypeVar("ConfigT")
+Rollout = Callable[[Policy], float]
+
+LOG_EVERY = 20
+
+
+class Windows(Protocol):
+    """Training data: steps of episodes from which windows are cut."""
+
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def observations(self) -> Mapping[str, Array]: ...
+    @property
+    def valid(self) -> Array: ...
+    def windows(self, steps: Array, history: int, horizon: int) -> tuple[dict[str, Array], Array]: ...
+
+
+@dataclass(frozen=True)
+class Recipe(Generic[ConfigT]):
+    """What to train, on what, for how long.
+
+    Args:
+        data: Episode file, from ``kinoflow collect``.
+        out: Run directory.
+        config: Hyper-parameters of the head.
+        steps: Optimiser steps.
+        batch: Windows per step.
+        learning_rate: Peak rate of AdamW; linear warm-up, then cosine decay to 1 %.
+        warmup: Steps of warm-up.
+        weight_decay: AdamW's.
+        ema: Decay of the running average of the weights that becomes the policy.
+        history: Observations the policy sees.
+        horizon: Actions per chunk.
+        sample_steps: Denoising steps of the policy.
+        evaluate_every: Steps between checkpoints; each is rolled out on validation seeds, the best becomes the policy.
+        rollouts: Validation episodes per checkpoint; 0 keeps the last weights.
+        seed: Seed of initial weights, batches and noise.
+        bf16: Compute in bfloat16 where the matrix units have it.
+    """
+
+    data: Path
+    out: Path
+    config: ConfigT
+    steps: int = 5000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 1e-4
+    ema: float = 0.998
+    history: int = 2
+    horizon: int = 16
+    sample_steps: int = 4
+    evaluate_every: int = 1000
+    rollouts: int = 40
+    seed: int = 0
+    bf16: bool = True
+
+
+class Trainer(Generic[ConfigT]):
+    """State of one training run.
+
+    Args:
+        head: Name of the head, see `policies.head.find_head`.
+        recipe: What to do.
+        data: Episodes; their hash is part of the run.
+        resume: Continue the run in ``recipe.out`` instead of starting one.
+    """
+
+    def __init__(self, head: str, recipe: Recipe[ConfigT], data: Windows, resume: bool = False) -> None:
+        self.recipe, self.data, self.out = recipe, data, recipe.out
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        spec = dataclasses.replace(data.spec, history=recipe.history, horizon=recipe.horizon)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)  # torch initialises layers from its global generator only
+            network = find_head(head)(spec, recipe.config)
+        normaliser = Normaliser.fit(spec, data.observations)
+        self.policy = Policy(network, normaliser, recipe.sample_steps)
+        self.average = deepcopy(self.policy).eval().requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+        )
+        self.step, self.best = 0, -math.inf
+        self._train_steps, self._valid_steps = np.flatnonzero(~data.valid), np.flatnonzero(data.valid)
+        self._resume(head) if resume else self._begin(head)
+
+    def _begin(self, head: str) -> None:
+        if (self.out / "run.json").exists():
+            raise ContractError(f"{self.out} already holds a run; continue it with --resume or choose another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        packages = ("torch", "numpy", "mujoco", "gymnasium")
+        run = {
+            "head": head,
+            "recipe": _plain(self.recipe),
+            "data_sha256": self.data.sha256,
+            "parameters": sum(p.numel() for p in self.policy.head.parameters()),
+            "python": platform.python_version(),
+            "packages": {name: importlib.metadata.version(name) for name in packages},
+        }
+        write_atomically(self.out / "run.json", json.dumps(run, indent=2))
+
+    def _resume(self, head: str) -> None:
+        if not (self.out / "state.safetensors").exists():
+            raise ContractError(f"nothing to resume: {self.out / 'state.safetensors'} is missing; start without --resume")
+        run = json.loads((self.out / "run.json").read_text())
+        for name, now in (("head", head), ("recipe", _plain(self.recipe)), ("data_sha256", self.data.sha256)):
+            if run[name] != now:
+                raise ContractError(f"cannot resume {self.out}: {name} was {run[name]}, now it is {now}")
+        state = load_file(self.out / "state.safetensors")
+        self.policy.load_state_dict(_under("policy.", state))
+        self.average.load_state_dict(_under("average.", state))
+        self.generator.set_state(state["generator"])
+        self.step, self.best = int(state["step"]), float(state["best"])
+        for index, parameter in enumerate(self.policy.head.parameters()):
+            self.optimiser.state[parameter] = _under(f"optimiser.{index}.", state)
+        log = self.out / "metrics.jsonl"
+        kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+        write_atomically(log, "".join(f"{line}\n" for line in kept))
+
+    def _save(self) -> None:
+        state: dict[str, Tensor] = {
+            "generator": self.generator.get_state(),
+            "step": torch.tensor(self.step),
+            "best": torch.tensor(self.best, dtype=torch.float64),
+        }
+        state |= {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, parameter in enumerate(self.policy.head.parameters()):
+            state |= {f"optimiser.{index}.{name}": value for name, value in self.optimiser.state[parameter].items()}
+        save_file(state, self.out / "state.safetensors.part")
+        os.replace(self.out / "state.safetensors.part", self.out / "state.safetensors")
+
+    def run(self, rollout: Rollout | None, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        """Train to the end.
+
+        Args:
+            rollout: Scores a policy on validation seeds, higher is better; without it the last weights are kept.
+            progress: Called with (step, steps in all, a short text).
+
+        Returns:
+            Last metrics.
+        """
+        entry: dict[str, Any] = {}
+        since, losses = time.perf_counter(), []
+        for loss in self._losses():
+            losses.append(loss)
+            if self.step % LOG_EVERY == 0:
+                rate = len(losses) * self.recipe.batch / (time.perf_counter() - since)
+                self._log({"step": self.step, "loss": float(np.mean(losses)), "samples_per_s": rate, "lr": self._rate()})
+                progress(self.step, self.recipe.steps, f"loss {np.mean(losses):.4f}")
+                since, losses = time.perf_counter(), []
+            if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
+                entry = self._checkpoint(rollout)
+                progress(self.step, self.recipe.steps, ", ".join(f"{k} {v:.3f}" for k, v in entry.items() if k != "step"))
+                since = time.perf_counter()
+        return entry
+
+    def _losses(self) -> Iterator[float]:
+        self.policy.train()
+        while self.step < self.recipe.steps:
+            self.step += 1
+            for group in self.optimiser.param_groups:
+                group["lr"] = self._rate()
+            with _fast_math(self.recipe.bf16):
+                loss = self.policy.head.loss(*self._batch(self._train_steps), self.generator)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.policy.head.parameters(), 1.0)
+            self.optimiser.step()
+            self._update_average()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss is {value} at step {self.step}; lower --learning-rate")
+            yield value
+
+    def _batch(self, pool: Array) -> tuple[dict[str, Tensor], Tensor]:
+        chosen = pool[torch.randint(len(pool), (self.recipe.batch,), generator=self.generator).numpy()]
+        observations, actions = self.data.windows(chosen, self.recipe.history, self.recipe.horizon)
+        normaliser = self.policy.normaliser
+        batch = normaliser({name: torch.from_numpy(values) for name, values in observations.items()})
+        return batch, normaliser.normalise(ACTION, torch.from_numpy(actions))
+
+    def _rate(self) -> float:
+        recipe = self.recipe
+        if self.step < recipe.warmup:
+            return recipe.learning_rate * self.step / recipe.warmup
+        done = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+        return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+
+    def _update_average(self) -> None:
+        decay = min(self.recipe.ema, self.step / (self.step + 9))  # a young average must forget the random start
+        average, current = list(self.average.head.parameters()), list(self.policy.head.parameters())
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in current], 1 - decay)
+
+    def _checkpoint(self, rollout: Rollout | None) -> dict[str, Any]:
+        entry: dict[str, Any] = {"step": self.step, "valid_loss": self._valid_loss()}
+        score = float(self.step)
+        if rollout is not None and self.recipe.rollouts:
+            score = entry["success"] = rollout(self.average)
+        if score >= self.best:  # of equals the later one has seen more data
+            self.best = score
+            self.average.save(self.out)
+        self._log(entry)
+        self._save()
+        return entry
+
+    @torch.no_grad()
+    def _valid_loss(self) -> float:
+        if not len(self._valid_steps):
+            return math.nan
+        state = self.generator.get_state()
+        self.generator.manual_seed(0)  # the same windows and noise every time
+        losses = [float(self.average.head.loss(*self._batch(self._valid_steps), self.generator)) for _ in range(4)]
+        self.generator.set_state(state)
+        return float(np.mean(losses))
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+@contextmanager
+def _fast_math(bf16: bool) -> Iterator[None]:
+    """bfloat16 with the plain attention kernel: at a few tokens the fused CPU kernel is half as fast."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _plain(recipe: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)

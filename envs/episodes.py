@@ -198,3 +198,22 @@ def read_episodes(path: Path) -> EpisodeFile:
         last=np.repeat(ends - 1, lengths),
         valid=np.repeat([name in valid_names for name in names], lengths),
     )
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Verify an episode file and summarise it; raises like `read_episodes`."""
+    file = read_episodes(path)
+    longest = int((file.last - file.first).max() + 1)
+    return {
+        "path": str(path),
+        "env": file.env_id,
+        "env_kwargs": file.env_kwargs,
+        "episodes": len(np.unique(file.first)),
+        "validation_episodes": len(np.unique(file.first[file.valid])),
+        "steps": len(file.actions),
+        "hours": round(len(file.actions) * file.spec.dt / 3600, 3),
+        "longest_s": round(longest * file.spec.dt, 1),
+        "observations": {f.name: f"{list(f.shape)} {f.unit} in {f.frame}" for f in file.spec.observations},
+        "action": dict(zip(file.spec.action.names, file.spec.action.units, strict=True)),
+        "sha256": file.sha256,
+    }

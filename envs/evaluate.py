@@ -260,3 +260,15 @@ def _driver(name: str, policy: ChunkPolicy | None, world: Any, seed: int, config
     if policy:
         return PolicyDriver(InlineWorker(policy), seed, config.latency_ms / 1e3)
     return StandingStill() if name == STANDING_STILL else Scripted(drivers(world)[name](world))
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """A table for people: one line per driver."""
+    head = f"{report['episodes']} episodes from seed {report['seed']}, {report['env']}, {report['embodiment']}"
+    lines = [head, f"{'':<34} success (95 %)        collision  timeout  fall   SPL   time"]
+    for name, row in {report["policy"]: report, **report["baselines"]}.items():
+        rate = row["success"]
+        interval = f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+        rates = f"{row['collision']:>9.3f} {row['timeout']:>8.3f} {row['fall']:>5.3f} {row['spl']:>5.3f}"
+        lines.append(f"{name[-34:]:<34} {interval:<20} {rates} {row['time_s']:>5.1f} s")
+    return "\n".join(lines)

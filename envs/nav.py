@@ -19,8 +19,8 @@ Embodiment = Literal["wheeled", "drone", "g1"]
 BEAMS = 72
 SCAN_RANGE = 6.0  # m
 GOAL_RADIUS = 0.3  # m
-GOAL_SPEED = 0.1  # m/s, mean over the last SPEED_WINDOW
-SPEED_WINDOW = 0.5  # s
+GOAL_SPEED = 0.1  # m/s
+STRIDE = 1.0  # s, velocities are means over one stride of a walking robot: its sway is as large as its speed
 POLICY_HZ = 10.0
 TIME_LIMIT = 60.0  # s
 
@@ -40,10 +40,11 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
     """Reach a goal point without touching anything.
 
     Observation (float32): ``goal`` (2,) or, for the drone, (3,), in m, base frame; ``twist`` in m/s and rad/s, ordered
-    like the action; ``scan`` (72,), ranges in m over 360 degrees, beam 0 pointing backwards, counter-clockwise.
+    like the action, mean over the last second; ``scan`` (72,), ranges in m over 360 degrees, beam 0 pointing
+    backwards, counter-clockwise.
     Action: body velocity command (vx, vy, wz), for the drone (vx, vy, vz, wz).
 
-    An episode succeeds when the robot is within 0.3 m of the goal and slower than 0.1 m/s. It ends early on a
+    An episode succeeds when the robot is within 0.3 m of the goal and, over the last second, slower than 0.1 m/s. It ends early on a
     collision or a fall and is truncated after 60 s. The reward is the progress towards the goal in metres, plus 1 on
     success, minus 1 on a collision or fall.
 
@@ -112,7 +113,9 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
         x, y, yaw = self.room.start
         self.body.reset(self.model, self.data, x, y, yaw)
         mujoco.mj_forward(self.model, self.data)
-        self._trail = np.tile(self.pose[:3], (round(SPEED_WINDOW / CONTROL_DT) + 1, 1))
+        strides = round(STRIDE / CONTROL_DT)
+        self._trail = np.tile(self.pose[:3], (strides + 1, 1))
+        self._twists = np.zeros((strides, self.body.action.dim))
         return self.observe(), self._info()
 
     def _build(self) -> None:
@@ -147,8 +150,13 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
 
     @property
     def speed(self) -> float:
-        """Mean speed in m/s over the last half second."""
-        return float(np.linalg.norm(self._trail[0] - self._trail[-1]) / SPEED_WINDOW)
+        """Mean speed in m/s over the last second."""
+        return float(np.linalg.norm(self._trail[-1] - self._trail[0]) / STRIDE)
+
+    @property
+    def twist(self) -> Array:
+        """Mean velocity ``(A,)`` in the base frame over the last second, ordered like the action."""
+        return self._twists.mean(0)
 
     @property
     def distance(self) -> float:
@@ -188,10 +196,11 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
         mujoco.mj_step(self.model, self.data, round(CONTROL_DT / PHYSICS_DT))
         self.time += CONTROL_DT
         self.collision = self.collision or self._touches()
-        position = self.pose[:3]
-        self.travelled += float(np.linalg.norm(position - self._trail[-1]))
-        self._trail[:-1] = self._trail[1:]
-        self._trail[-1] = position
+        centre = self._trail.mean(0)
+        for recent, newest in ((self._trail, self.pose[:3]), (self._twists, self.body.twist(self.data))):
+            recent[:-1] = recent[1:]
+            recent[-1] = newest
+        self.travelled += float(np.linalg.norm((self._trail.mean(0) - centre)[:2]))
 
     def _touches(self) -> bool:
         pairs = self.data.contact.geom
@@ -211,7 +220,7 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
         scan = np.where(self._hit < 0, SCAN_RANGE, self._ranges)
         return {
             "goal": goal[: 3 if self._flies else 2].astype(np.float32),
-            "twist": self.body.twist(self.data).astype(np.float32),
+            "twist": self.twist.astype(np.float32),
             "scan": np.clip(scan, 0, SCAN_RANGE).astype(np.float32),
         }
 

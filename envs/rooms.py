@@ -89,8 +89,8 @@ class Map:
     an obstacle are closed; cells nearer than ``COMFORT`` cost more, so that paths keep to the middle of passages.
     """
 
-    INFLATION = 0.4  # m
-    COMFORT = 0.8  # m
+    INFLATION = 0.5  # m
+    COMFORT = 0.9  # m
 
     def __init__(self, room: Room) -> None:
         axis = np.arange(-HALF_SIZE + CELL / 2, HALF_SIZE, CELL)

@@ -71,15 +71,15 @@ def _check_members(members: Sequence[zipfile.ZipInfo], expected: Collection[str]
     names = [member.orig_filename for member in members]
     for name, member in zip(names, members, strict=True):
         if "\\" in name or ".." in name.split("/") or re.match(r"/|[A-Za-z]:", name):
-            raise BundleError(f"member '{name}' points outside the bundle; do not use this file")
+            raise BundleError(f"member {name!r} points outside the bundle; do not use this file")
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise BundleError(f"member '{name}' is a symbolic link; do not use this file")
+            raise BundleError(f"member {name!r} is a symbolic link; do not use this file")
         if name not in expected:
-            raise BundleError(f"unknown member '{name}'; a bundle holds {sorted(expected)} only")
+            raise BundleError(f"unknown member {name!r}; a bundle holds {sorted(expected)} only")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise BundleError(f"member '{name}' uses compression {member.compress_type}; store or deflate it")
+            raise BundleError(f"member {name!r} uses compression {member.compress_type}; store or deflate it")
         if member.file_size > LIMIT:
-            raise BundleError(f"member '{name}' has {member.file_size} bytes, the limit is {LIMIT}; do not load it")
+            raise BundleError(f"member {name!r} has {member.file_size} bytes, the limit is {LIMIT}; do not load it")
     if len({*names}) != len(names):
         raise BundleError(f"duplicate members in {sorted(names)}; do not use this file")
     if {*names} != {*expected}:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from policies.spec import ChunkPolicy, ContractError
 
+LOADER = "policies.load:load_policy"  # by name, so that worker processes find it
+
 
 def load_policy(path: str) -> ChunkPolicy:
     """Load a bundle (no torch needed) or the policy of a run directory.

@@ -1,4 +1,4 @@
-"""Bundles: what is exported is what runs, and every damaged file is refused by name."""
+"""Bundle files: written in one step, read and run without torch."""
 
 from __future__ import annotations
 
@@ -6,126 +6,179 @@ import dataclasses
 import io
 import json
 import math
-import pickle
 import resource
-import stat
 import subprocess
 import sys
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import torch
-from torch import Tensor, nn
+from tiny_bundle import SPEC, draw, expected, make_golden, parts, write
 
-from policies.archive import LIMIT, BundleError, pack
-from policies.bundle import GOLDEN, GRAPH, MANIFEST, Bundle, Latency, Manifest, Sampler, is_si, write_bundle
-from policies.chunk import hold_weights
-from policies.export import ExportReport, export
-from policies.flow import Estimate, from_velocity
-from policies.head import Head
-from policies.network import graph_inputs, graph_outputs
-from policies.norm import Normaliser
-from policies.policy import Policy
-from policies.spec import ActionSpec, Array, ContractError, Feature, Spec
-
-STEPS, WIDTH = 3, 192
-SPEC = Spec(
-    observations=(
-        Feature("pose", (3,), "m, rad", "odom"),
-        Feature("grid", (2, 4), "1", "base_link"),
-    ),
-    action=ActionSpec(("vx", "wz"), ("m/s", "rad/s"), "base_link", (-1.0, -2.0), (1.0, 2.0)),
-    rate_hz=10.0,
-    history=2,
-    horizon=8,
-)
-
-Members = dict[str, bytes]
-
-
-@dataclass(frozen=True)
-class Config:
-    """Chance of dropout, and whether the head draws noise of its own."""
-
-    dropout: float = 0.5
-    random: bool = False
-
-
-class TinyHead(Head):
-    """Small head with all that makes an export go wrong: batch normalisation, dropout, a time embedding."""
-
-    Config = Config
-    config: Config
-
-    def __init__(self, spec: Spec, config: Config) -> None:
-        super().__init__(spec, config)
-        size = spec.history * sum(math.prod(feature.shape) for feature in spec.observations)
-        self.context = nn.Sequential(nn.Linear(size, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(config.dropout))
-        self.time = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
-        self.inside, self.outside = nn.Linear(spec.action.dim, WIDTH), nn.Linear(WIDTH, spec.action.dim)
-
-    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
-        flat = [observation[feature.name].flatten(1) for feature in self.spec.observations]
-        return self.context(torch.cat(flat, -1))
-
-    def estimate(self, x: Tensor, t: Tensor, context: Tensor) -> Estimate:
-        angles = t[:, None] * torch.arange(1, WIDTH // 2 + 1)
-        time = self.time(torch.cat([angles.sin(), angles.cos()], -1))
-        velocity = self.outside(torch.tanh(self.inside(x) + (context + time)[:, None]))
-        return from_velocity(x, t, velocity + torch.rand_like(x) if self.config.random else velocity)
-
-
-def make_policy(config: Config | None = None) -> Policy:
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    samples = {f.name: rng.normal(3, 5, (200, *f.shape)).astype(np.float32) for f in SPEC.observations}
-    policy = Policy(TinyHead(SPEC, config or Config()), Normaliser.fit(SPEC, samples), STEPS)
-    for _ in range(20):  # batch normalisation needs statistics that differ from its initial ones
-        policy.head.encode({name: torch.randn(32, SPEC.history, *value.shape[1:]) for name, value in samples.items()})
-    return policy
-
-
-def draw(seed: int) -> tuple[dict[str, Array], Array, Array]:
-    rng = np.random.default_rng(seed)
-    observation = {f.name: rng.normal(3, 3, (SPEC.history, *f.shape)).astype(np.float32) for f in SPEC.observations}
-    chunk = (SPEC.horizon, SPEC.action.dim)
-    return observation, rng.standard_normal(chunk, np.float32), rng.uniform(-1, 1, chunk).astype(np.float32)
+from policies.archive import BundleError
+from policies.bundle import GOLDEN, MANIFEST, Bundle, Latency, is_si
+from policies.spec import ContractError, Feature
 
 
 @pytest.fixture(scope="module")
-def policy() -> Policy:
-    return make_policy()
-
-
-@pytest.fixture(scope="module")
-def report(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    torch.set_num_threads(1)
-    provenance = {"recipe": "tiny", "dataset": "sha256:0", "seeds": [0]}
-    return export(policy, tmp_path_factory.mktemp("bundle") / "tiny.kfb", provenance=provenance)
-
-
-@pytest.fixture(scope="module")
-def bundle(report: ExportReport) -> Bundle:
-    return Bundle.load(report.path)
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "tiny.kfb"
+    write(path)
+    return path
 
 
 @pytest.fixture
-def members(report: ExportReport) -> Members:
-    with zipfile.ZipFile(report.path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+def bundle(path: Path) -> Bundle:
+    return Bundle.load(path)
 
 
-def sealed(members: Members, **changes: Any) -> Members:
-    """A bundle whose hashes are right, so that only its content can be wrong."""
-    manifest = Manifest.from_bytes(members[MANIFEST])
-    hashes = Manifest.from_bytes(members[MANIFEST]).parts | {
-        part: __import__("hashlib").sha256(members[part]).hexdigest() for part in (GRAPH, GOLDEN)
+# Reading
+
+
+def test_a_bundle_can_be_read_with_zip_and_json_alone(path: Path) -> None:
+    members = parts(path)
+    data = json.loads(members[MANIFEST])
+    assert data["inputs"] == {
+        "pose": [1, 2, 3],
+        "grid": [1, 2, 2, 4],
+        "noise": [1, 8, 2],
+        "committed": [1, 8, 2],
+        "hold": [1, 8],
     }
-    return members | {MANIFEST: dataclasses.replace(manifest, **{"parts": hashes, **changes}).to_bytes()}
+    assert data["spec"]["action"]["units"] == ["m/s", "rad/s"]
+    assert set(np.load(io.BytesIO(members[GOLDEN]))) == {*data["inputs"], "actions"}
+
+
+def test_running_a_bundle_imports_no_torch(path: Path) -> None:
+    code = f"""
+import sys
+import numpy as np
+from policies.bundle import Bundle
+bundle = Bundle.load({str(path)!r})
+spec = bundle.spec
+observation = {{f.name: np.zeros((spec.history, *f.shape), np.float32) for f in spec.observations}}
+zeros = np.zeros((spec.horizon, spec.action.dim), np.float32)
+assert np.isfinite(bundle.act(observation, zeros, zeros, zeros[:, 0])).all()
+print(sorted({{"torch", "onnxscript"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Acting
+
+
+def test_act_computes_the_graph_and_keeps_earlier_chunks(bundle: Bundle) -> None:
+    first = bundle.act(*draw(1))
+    kept = first.copy()
+    second = bundle.act(*draw(2))
+    np.testing.assert_array_equal(first, kept)
+    for actions, seed in ((first, 1), (second, 2)):
+        assert actions.shape == (8, 2) and actions.dtype == np.float32
+        np.testing.assert_allclose(actions, expected(*draw(seed)), atol=1e-6)
+
+
+def test_act_takes_double_precision(bundle: Bundle) -> None:
+    observation, *rest = draw(1)
+    doubles = {name: value.astype(np.float64) for name, value in observation.items()}
+    actions = bundle.act(doubles, *(value.astype(np.float64) for value in rest))
+    assert actions.dtype == np.float32
+    np.testing.assert_array_equal(actions, bundle.act(*draw(1)))
+
+
+def test_act_names_what_does_not_fit(bundle: Bundle) -> None:
+    observation, noise, committed, hold = draw(1)
+    with pytest.raises(ContractError, match="'pose' has shape"):
+        bundle.act(observation | {"pose": observation["pose"][:1]}, noise, committed, hold)
+    with pytest.raises(ContractError, match="observation has keys"):
+        bundle.act(observation | {"noise": noise}, noise, committed, hold)
+    with pytest.raises(ContractError, match=r"'noise' has shape \(7, 2\), the policy needs \(8, 2\)"):
+        bundle.act(observation, noise[1:], committed, hold)
+    with pytest.raises(ContractError, match="'committed' has shape"):
+        bundle.act(observation, noise, committed[0], hold)
+    with pytest.raises(ContractError, match="'hold' has shape"):
+        bundle.act(observation, noise, committed, hold[:, None])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_act_refuses_actions_that_are_not_finite(bundle: Bundle, bad: float) -> None:
+    observation, noise, committed, hold = draw(1)
+    with pytest.raises(ContractError, match="not finite"):
+        bundle.act(observation, noise, np.full_like(committed, bad), hold)
+    np.testing.assert_allclose(bundle.act(*draw(1)), expected(*draw(1)), atol=1e-6)
+
+
+def test_latency_measures_every_call(bundle: Bundle) -> None:
+    bundle.warm_up(2)
+    seconds = bundle.latency(7)
+    assert seconds.shape == (7,) and (seconds > 0).all()
+    summary = Latency.of(np.array([0.001, 0.002, 0.003]), threads=2)
+    assert summary.p50_ms == pytest.approx(2) and 2.9 < summary.p99_ms <= 3
+    assert summary.threads == 2 and summary.cpu
+
+
+def test_describe_names_features_units_frames_and_limits(bundle: Bundle) -> None:
+    text = bundle.describe()
+    for part in (
+        "policies.tiny:Tiny, 8 actions at 10 Hz",
+        "pose (2, 3) [m, rad] in odom",
+        "wz -2 .. 2 [rad/s] in base_link",
+    ):
+        assert part in text
+
+
+# Writing
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / name) for name in ("a.kfb", "b.kfb"))
+    assert (tmp_path / "a.kfb").read_bytes() == (tmp_path / "b.kfb").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.kfb") as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    assert first == second == Bundle.load(tmp_path / "a.kfb").manifest
+
+
+def test_a_write_that_fails_half_way_keeps_the_old_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "policy.kfb"
+    write(path)
+    old = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, hard))  # no room for the second half
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write(path, provenance={"seed": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+    write(path, provenance={"seed": 2})
+    assert Bundle.load(path).manifest.provenance == {"seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"provenance": {"folder": Path("data")}}, "not JSON serializable"),
+        ({"max_error": math.nan}, "finite numbers"),
+        ({"spec": dataclasses.replace(SPEC, rate_hz=0.0)}, "rate_hz is 0.0"),
+        ({"spec": dataclasses.replace(SPEC, horizon=4)}, "graph input 'noise'"),
+        ({"spec": dataclasses.replace(SPEC, observations=(Feature("hold", (3,), "m", "odom"),))}, "rename"),
+        ({"graph": b"onnx"}, "does not load in ONNX Runtime"),
+        ({"golden": make_golden() | {"actions": np.zeros((1, 8, 2), np.float32)}}, "golden pair: actions differ"),
+    ],
+)
+def test_what_would_not_load_is_never_written(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        write(tmp_path / "policy.kfb", **changes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unit", ["1", "m", "rad/s", "m/s^2", "N*m", "kg*m^2/s^2", "m/s, rad/s", "m,rad"])
+def test_si_units(unit: str) -> None:
+    assert is_si(unit)
+
+
+@pytest.mark.parametrize("unit", ["", "deg", "mm", "km/h", "cm", "rpm", "px", "m/", "m^", "m s", "m^2.5", "g", "inch"])
+def test_units_that_are_not_si(unit: str) -> None:
+    assert not is_si(unit)

@@ -130,7 +130,7 @@ def descend(
         gain = ((1 - t) / positive(t)).clamp(max=limit)
         return _shift(estimate, -(1 - t) * gain, pull(gradient(estimate.data)), t)
 
-    return _choose(jacobian, identity, exact)
+    return {"identity": identity, "exact": exact}[jacobian]
 
 
 def hold(
@@ -164,7 +164,7 @@ def hold(
         gain = ((1 - t) / positive(t * _variance(t))).clamp(max=limit)
         return _shift(estimate, (1 - t) * gain, pull(soft * (committed - estimate.data)), t)
 
-    return _choose(jacobian, identity, pin(exact, committed, soft >= 1))
+    return {"identity": identity, "exact": pin(exact, committed, soft >= 1)}[jacobian]
 
 
 def _variance(t: Tensor) -> Tensor:
@@ -189,7 +189,3 @@ def _vjp(field: Field, x: Tensor, t: Tensor) -> tuple[Estimate, Callable[[Tensor
     result: Any = torch.func.vjp(data, x, has_aux=True)
     _, pull, estimate = result
     return estimate, lambda vector: pull(vector)[0]
-
-
-def _choose(jacobian: Jacobian, identity: Field, exact: Field) -> Field:
-    return {"identity": identity, "exact": exact}[jacobian]

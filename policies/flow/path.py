@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -191,12 +191,10 @@ def from_data(network: Network, path: Path = LINEAR) -> Field:
 def from_score(network: Network, path: Path = LINEAR) -> Field:
     """Field on ``path`` of a network that predicts the gradient of the log density of the native state."""
 
-    def field(x: Tensor, time: Tensor) -> Estimate:
-        signal, scale = expand(path.signal(time), x), expand(path.noise(time), x)
-        noise = -scale * network(x, path.label(time))
-        return Estimate((x - scale * noise) / positive(signal), noise)
+    def noise(x: Tensor, time: Tensor) -> Tensor:
+        return -expand(path.noise(time), x) * network(x, path.label(time))
 
-    return field
+    return from_noise(noise, replace(path, label=_same))
 
 
 def reschedule(field: Field, src: Path, dst: Path = LINEAR) -> Field:

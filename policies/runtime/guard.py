@@ -8,7 +8,6 @@ import numpy as np
 
 from policies.spec import ActionSpec, Array, ContractError
 
-_SNAP = 1e-9  # distance to the target that counts as arrived
 _CHANGED = 1e-6  # difference from the command that counts as an intervention
 
 
@@ -52,7 +51,7 @@ class GuardLimits:
 
 
 class Guard:
-    """Limits commands and stops the robot; pure logic, called once per control tick from one thread.
+    """Limits commands and stops the robot; pure logic, called once per control tick. `estop` may come from any thread.
 
     Ordinary changes, stops included, keep all limits. A fault stops at once and latches until `reset`: a command that
     is not finite, silence while the robot moves, a pose outside the fence, an emergency stop. Silence of a robot at
@@ -114,6 +113,8 @@ class Guard:
         if self.fault is None:
             self._slew(wanted if allowed else np.zeros_like(wanted), elapsed)
             self.interventions["limited"] += bool(allowed and np.abs(self._velocity - wanted).max() > _CHANGED)
+        if self.fault is not None:  # also one that another thread raised in the meantime
+            self._rest()
         return self._velocity.astype(np.float32)
 
     def _receive(self, command: Array | None, stamp: float) -> Array:
@@ -140,9 +141,7 @@ class Guard:
         if abs(age) <= limit:
             return True
         if self._velocity.any():
-            self._latch(
-                "stale", f"the newest command is {age:.3f} s old, at most {limit} s are allowed; check its source"
-            )
+            self._latch("stale", f"the newest command is {age:.3f} s old, the limit is {limit} s; check its source")
         elif wants_motion and self.fault is None:
             self.interventions["stale"] += 1
         return False
@@ -180,5 +179,4 @@ class Guard:
         change = self._jerk * elapsed
         rate = np.clip(rate, self._rate - change, self._rate + change)
         self._rate = np.clip(rate, -self._acceleration, self._acceleration)
-        velocity = np.clip(self._velocity + self._rate * elapsed, self._low, self._high)
-        self._velocity = np.where(np.abs(target - velocity) < _SNAP, target, velocity)
+        self._velocity = np.clip(self._velocity + self._rate * elapsed, self._low, self._high)

@@ -98,7 +98,7 @@ class Loop:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the current tick and wait for the thread. From inside a tick it only asks to stop.
+        """Let no further tick begin and wait for the thread; from inside a tick it does not wait.
 
         Raises:
             Exception: Whatever the tick raised.
@@ -146,6 +146,8 @@ class Loop:
         while not self._stopping:
             deadline = start + index * self._period_s
             self._wait(deadline)
+            if self._stopping:
+                return
             begin = self._clock()
             self._tick(begin)
             end = self._clock()

@@ -111,7 +111,8 @@ class InlineWorker:
         self._sequence += 1
         begin = time.perf_counter()
         actions = self._policy.act(request.observation, request.noise, request.committed, request.hold)
-        self._result = Result(self._sequence, request.stamp, actions, time.perf_counter() - begin, "")
+        seconds = time.perf_counter() - begin
+        self._result = Result(self._sequence, request.stamp, np.array(actions, np.float32), seconds, "")
         return self._sequence
 
     def latest(self) -> Result | None:

@@ -18,20 +18,19 @@ class Gaussian:
         self.mean, self.covariance = mean, covariance
 
     def _whitened(self, x: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        """Marginal precision times the offset from the marginal mean, ``(B, H * A)``."""
-        eye = torch.eye(len(self.covariance), dtype=x.dtype)
-        marginal = signal**2 * self.covariance.to(x) + noise**2 * eye
-        offset = x.flatten(1) - signal[..., 0] * self.mean.flatten().to(x)
-        return torch.linalg.solve(marginal, offset[..., None])[..., 0]
+        """Marginal precision times the offset from the marginal mean, ``(B, H * A)``; scales ``(B, 1)``."""
+        values, vectors = torch.linalg.eigh(self.covariance.to(x))
+        offset = x.flatten(1) - signal * self.mean.flatten().to(x)
+        return (offset @ vectors) / (signal**2 * values + noise**2) @ vectors.mT
 
     def on(self, path: Path) -> Field:
         """Exact field on a path, in its native time."""
 
         def field(x: Tensor, time: Tensor) -> Estimate:
-            signal, noise = path.signal(time)[:, None, None], path.noise(time)[:, None, None]
+            signal, noise = path.signal(time)[:, None], path.noise(time)[:, None]
             white = self._whitened(x, signal, noise)
-            data = self.mean.to(x) + (signal[..., 0] * white @ self.covariance.to(x)).view_as(x)
-            return Estimate(data, (noise[..., 0] * white).view_as(x))
+            data = self.mean.to(x) + (signal * white @ self.covariance.to(x)).view_as(x)
+            return Estimate(data, (noise * white).view_as(x))
 
         return field
 
@@ -41,8 +40,7 @@ class Gaussian:
 
     def score(self, x: Tensor, time: Tensor, path: Path = LINEAR) -> Tensor:
         """Gradient of the log density of the state of a path."""
-        white = self._whitened(x, path.signal(time)[:, None, None], path.noise(time)[:, None, None])
-        return -white.view_as(x)
+        return -self._whitened(x, path.signal(time)[:, None], path.noise(time)[:, None]).view_as(x)
 
     def log_density(self, x: Tensor, t: Tensor) -> Tensor:
         """Log density of the state on the linear path, ``(B,)``."""
@@ -92,7 +90,9 @@ def independent_gaussian(mean: float, variance: float, horizon: int = 2) -> Gaus
     return Gaussian(mean * torch.ones(horizon, 1, dtype=torch.float64), variance * eye)
 
 
-def terminal(make_step: Callable[[Callable[[Tensor], Tensor]], Step], grid: Sequence[float], horizon: int) -> Gaussian:
+def terminal(
+    make_step: Callable[[Callable[[Tensor], Tensor]], Step], grid: Sequence[float], horizon: int, draws: int = 0
+) -> Gaussian:
     """Exact distribution at ``grid[-1]`` of an affine sampler with A = 1, without sampling.
 
     Every source of randomness, the start and each draw, is fed one basis vector at a time.
@@ -101,9 +101,10 @@ def terminal(make_step: Callable[[Callable[[Tensor], Tensor]], Step], grid: Sequ
         make_step: Step for a function that draws fresh noise.
         grid: Times, beginning at 0.
         horizon: H.
+        draws: How often the sampler draws.
     """
-    basis = torch.eye(horizon * len(grid), dtype=torch.float64)
-    sources = torch.cat([torch.zeros(1, len(basis), dtype=torch.float64), basis]).view(-1, len(grid), horizon, 1)
+    basis = torch.eye(horizon * (1 + draws), dtype=torch.float64)
+    sources = torch.cat([torch.zeros_like(basis[:1]), basis]).view(-1, 1 + draws, horizon, 1)
     remaining = iter(sources.unbind(1))
     end = solve(make_step(lambda _: next(remaining)), next(remaining), grid)[..., 0]
     columns = end[1:] - end[0]

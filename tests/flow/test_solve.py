@@ -57,10 +57,10 @@ def test_heun_needs_no_field_at_the_data() -> None:
 def test_stochastic_steps_preserve_the_marginals(eta: float, stop: float) -> None:
     gaussian, errors = smooth_gaussian(3), []
     eye = torch.eye(3, dtype=torch.float64)
-    for n in (25, 50, 100):
+    for n in (50, 100, 200):
         grid = [stop * time for time in uniform(n)]
-        samples = terminal(lambda draw: sde(gaussian.field, draw, eta), grid, 3)
-        torch.testing.assert_close(samples.mean, stop * gaussian.mean, rtol=0, atol=0.5 / n)
+        samples = terminal(lambda draw: sde(gaussian.field, draw, eta), grid, 3, draws=n)
+        torch.testing.assert_close(samples.mean, stop * gaussian.mean, rtol=0, atol=1 / n)
         marginal = stop**2 * gaussian.covariance + (1 - stop) ** 2 * eye
         errors.append((samples.covariance - marginal).norm().item() / marginal.norm().item())
     assert errors[2] < 0.03

@@ -16,7 +16,7 @@ def random_limits(rng: np.random.Generator) -> GuardLimits:
         return tuple(rng.uniform(low, high, 3))
 
     low = tuple(-value for value in positive(0.0, 1.0))
-    return GuardLimits(low, positive(0.0, 1.0), positive(0.1, 5.0), positive(0.5, 50.0))
+    return GuardLimits(low, positive(0.0, 1.0), positive(0.1, 5.0), positive(0.5, 50.0), timeout_s=1.0)
 
 
 def random_command(rng: np.random.Generator, previous: np.ndarray) -> np.ndarray | None:
@@ -38,7 +38,8 @@ def assert_within(limits: GuardLimits, outputs: np.ndarray, times: np.ndarray) -
     jerk = np.diff(acceleration, axis=0, prepend=np.zeros((1, 3))) / step
     rounding = 1.2e-7 / step
     before = np.vstack([rounding[:1], rounding[:-1]])
-    assert (outputs >= np.float32(limits.low)).all() and (outputs <= np.float32(limits.high)).all()
+    low, high = np.array(limits.low, np.float32), np.array(limits.high, np.float32)
+    assert (outputs >= low).all() and (outputs <= high).all()
     assert (np.abs(acceleration) <= np.array(limits.acceleration) + rounding).all()
     assert (np.abs(jerk) <= np.array(limits.jerk) + (rounding + before) / step).all()
 
@@ -53,13 +54,14 @@ def drive(guard: Guard, command: np.ndarray | None, start: float, seconds: float
 def test_limits_hold_for_any_commands_at_any_tick_times(seed: int) -> None:
     rng = np.random.default_rng(seed)
     limits = random_limits(rng)
-    guard, command = Guard(limits), np.zeros(3)
+    guard = Guard(limits)
+    command: np.ndarray = np.zeros(3)
     times = np.cumsum(rng.choice([0.005, 0.02, 0.02, 0.021, 0.1, 0.19], 400))
     outputs = []
     for now in times:
-        command = random_command(rng, command) if rng.random() < 0.2 else command
-        outputs.append(guard.filter(command, now, now))
-        command = np.zeros(3) if command is None else command
+        wanted = random_command(rng, command) if rng.random() < 0.2 else command
+        outputs.append(guard.filter(wanted, now, now))
+        command = np.zeros(3) if wanted is None else wanted
     assert guard.fault is None
     assert_within(limits, np.stack(outputs), times)
 
@@ -94,9 +96,10 @@ def test_faults_stop_at_once_and_limits_hold_between_them(seed: int) -> None:
 def test_constant_target_is_reached_exactly_without_overshoot() -> None:
     for target in ([0.6, 0.2, 0.7], [-0.3, -0.2, -0.7], [0.1, -0.001, 0.33]):
         outputs = drive(Guard(LIMITS), np.array(target), 0.0, 2.0)
-        np.testing.assert_array_equal(outputs[-1], np.float32(target))
-        progress = outputs * np.sign(target)
-        assert (progress <= np.abs(np.float32(target))).all()
+        final = np.array(target, np.float32)
+        np.testing.assert_array_equal(outputs[-1], final)
+        progress = outputs * np.sign(final)
+        assert (progress <= np.abs(final)).all()
         assert (np.diff(progress, axis=0) >= 0).all()
 
 
@@ -183,6 +186,17 @@ def test_emergency_stop_latches_until_reset_and_keeps_the_first_reason() -> None
     again = drive(guard, command, 2.02, 1.0)
     assert again[0, 0] <= 10 * DT**2 + 1e-6 and again[-1, 0] > 0.4
     assert guard.interventions["estop"] == 1
+
+
+def test_emergency_stop_during_a_tick_holds() -> None:
+    class Interrupted(Guard):
+        def _slew(self, wanted: np.ndarray, elapsed: float) -> None:
+            super()._slew(wanted, elapsed)
+            if self._velocity[0] > 0.4:
+                self.fault = "estop: from another thread"
+
+    outputs = drive(Interrupted(LIMITS), np.array([0.5, 0.0, 0.0]), 0.0, 2.0)
+    assert 0.3 < outputs.max() <= 0.4 and not outputs[-1].any()
 
 
 def test_geofence_latches_outside_and_on_an_unknown_position() -> None:

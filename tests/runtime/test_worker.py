@@ -133,7 +133,8 @@ def test_slot_refuses_a_record_that_is_half_written() -> None:
     assert not reader.refresh()
     writer.record["value"] = [1, 2, 3]
     assert writer.publish() == 2
-    header, payload = np.frombuffer(memory, np.int64, 2), np.frombuffer(memory, np.float32, offset=HEADER_BYTES)
+    raw = memoryview(memory)
+    header, payload = np.frombuffer(raw, np.int64, 2), np.frombuffer(raw, np.float32, offset=HEADER_BYTES)
     header[0] = 3
     assert not reader.refresh()
     header[0] = 4

@@ -60,7 +60,7 @@ class Extremes(Follow):
 
     def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
         extremes = [observation["image"].min(), observation["image"].max()]
-        return np.broadcast_to(np.float32(extremes), noise.shape)
+        return np.broadcast_to(np.array(extremes, np.float32), noise.shape)
 
 
 class Process(Follow):
@@ -68,7 +68,8 @@ class Process(Follow):
 
     def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
         super().act(observation, noise, committed, hold)
-        return np.broadcast_to(np.float32([int(os.environ["OMP_NUM_THREADS"]), len(self.calls)]), noise.shape)
+        threads = int(os.environ["OMP_NUM_THREADS"])
+        return np.broadcast_to(np.array([threads, len(self.calls)], np.float32), noise.shape)
 
 
 class Broken(Follow):

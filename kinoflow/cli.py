@@ -1,0 +1,56 @@
+"""The ``kinoflow`` command. Each subcommand is a file in `kinoflow.commands`, loaded when it is called."""
+
+from __future__ import annotations
+
+import sys
+
+COMMANDS = {
+    "demo": "the main job in one go: collect, train, evaluate, export, drive a walking robot, report",
+    "doctor": "what this machine can and cannot do, and the remedy for each",
+    "collect": "record expert episodes in a simulator",
+    "data": "check and describe an episode file",
+    "train": "train an action head: kinoflow train flowdit --data FILE --out DIRECTORY",
+    "eval": "evaluate policies on paired seeds beside the baselines",
+    "export": "write a trained policy as one verified bundle",
+    "bench": "measure a bundle's latency beside its peers",
+    "run": "run a bundle on a simulated robot as real processes, in real time",
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+    elif arguments[0] in COMMANDS:
+        sys.exit(call(arguments[0], arguments[1:]))
+    else:
+        sys.exit(f"kinoflow: unknown command '{arguments[0]}'\n\n{usage()}")
+
+
+def usage() -> str:
+    """What ``kinoflow --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: kinoflow COMMAND [OPTIONS]", "", *lines, "", "kinoflow COMMAND --help explains a command."])
+
+
+def call(name: str, arguments: list[str]) -> int:
+    """Run one command; returns the exit status. Expected errors become one line that names the remedy."""
+    import importlib
+
+    import tyro
+
+    from policies.spec import ContractError
+
+    try:
+        module = importlib.import_module(f"kinoflow.commands.{name}")
+        command = module.for_arguments(arguments) if hasattr(module, "for_arguments") else module.command
+        tyro.cli(command, prog=f"kinoflow {name}", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    except (ContractError, ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"kinoflow {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nkinoflow {name}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    return 0

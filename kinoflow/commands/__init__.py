@@ -1,0 +1,1 @@
+"""One file per command: a function `command` whose parameters are the options and whose docstring is the help."""

@@ -1,0 +1,63 @@
+"""kinoflow train."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from envs.episodes import EpisodeFile, read_episodes
+from envs.evaluate import VALIDATION_SEED, EvaluateConfig, evaluate
+from kinoflow.console import progress_bar, show
+from policies.export import export
+from policies.head import find_head
+from policies.load import LOADER
+from policies.policy import Policy
+from policies.train import Recipe, Trainer
+
+
+def for_arguments(arguments: list[str]) -> Callable[..., None]:
+    """The command for the head that is named first; its hyper-parameters become options."""
+    if not arguments or arguments[0].startswith("-"):
+        arguments.insert(0, "flowdit")  # so that --help shows a complete example
+    config = find_head(arguments[0]).Config
+
+    def command(
+        head: tyro.conf.Positional[str],
+        recipe: Recipe[config],  # type: ignore[valid-type]
+        resume: bool = False,
+        json: bool = False,
+    ) -> None:
+        """Train an action head on recorded episodes.
+
+        Args:
+            head: A file in policies/, for example flowdit, or package.module:Class.
+            recipe: What to train.
+            resume: Continue an interrupted run exactly where it was.
+            json: Print JSON.
+        """
+        episodes = read_episodes(recipe.data)
+        trainer = Trainer(head, recipe, episodes, resume)
+        with progress_bar("training") as progress:
+            result = trainer.run(rollout_on(episodes, recipe), progress)
+        show({"out": str(recipe.out), **result}, json)
+
+    return command
+
+
+def rollout_on(episodes: EpisodeFile, recipe: Recipe[Any]) -> Callable[[Policy], float]:
+    """Make a function that scores a policy by its success on validation seeds of the environment of ``episodes``."""
+    config = EvaluateConfig(
+        env=episodes.env_id,
+        episodes=recipe.rollouts,
+        seed=VALIDATION_SEED,
+        baselines=False,
+        **episodes.env_kwargs,
+    )
+
+    def rollout(policy: Policy) -> float:
+        candidate = recipe.out / "candidate.kfb"
+        export(policy, candidate, provenance={})
+        report = evaluate([str(candidate)], LOADER, config, lambda done, total: None)
+        return float(report["success"]["mean"])
+
+    return rollout

@@ -1,4 +1,4 @@
-"""Collect demonstrations in parallel: a scripted expert drives, noise pushes it off course, its recovery is recorded."""
+"""Collect demonstrations: a scripted expert drives, noise pushes it off course, its recovery is recorded."""
 
 from __future__ import annotations
 
@@ -110,7 +110,11 @@ def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict
     same = f"{config.env}|{config.embodiment}|{config.noise}|{config.seed}"
     folder = config.out.with_name(f"{config.out.name}.{hashlib.sha256(same.encode()).hexdigest()[:8]}.parts")
     seeds = range(config.seed, config.seed + config.episodes)
-    shards = {folder / f"{part[0]}-{part[-1]}.hdf5": part for i in range(0, len(seeds), SHARD) if (part := seeds[i : i + SHARD])}
+    shards = {
+        folder / f"{part[0]}-{part[-1]}.hdf5": part
+        for i in range(0, len(seeds), SHARD)
+        if (part := seeds[i : i + SHARD])
+    }
     done = sum(len(part) for shard, part in shards.items() if shard.exists())
     progress(done, len(seeds))
     with ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn")) as pool:

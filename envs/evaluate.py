@@ -5,121 +5,24 @@ from __future__ import annotations
 import importlib
 import math
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import gymnasium
 import numpy as np
 
 from envs.collect import drivers
-from policies.runtime.buffer import ChunkBuffer
-from policies.runtime.guard import Guard, GuardLimits
-from policies.runtime.runner import Runner
-from policies.runtime.worker import InlineWorker, Worker
-from policies.spec import Array, ChunkPolicy, Observation
+from envs.drive import COMMAND_HZ, Driver, PolicyDriver, Row, Scripted, StandingStill, run_episode, run_realtime
+from policies.runtime.worker import InferenceWorker, InlineWorker
+from policies.spec import ChunkPolicy
 
-COMMAND_HZ = 50.0
 VALIDATION_SEED = 500_000  # first of the seeds that choices may be made on; reports start at 0, training at 1,000,000
-MAX_AGE = 0.5  # s, a chunk older than this is not executed
 SHARD = 10  # episodes per task of a worker process
-TRACE_EVERY = 10  # ticks between two points of a recorded path
 
 STANDING_STILL = "standing still"
-
-
-class Driver(Protocol):
-    """Commands the robot of one episode at 50 Hz."""
-
-    def command(self, observation: Observation, now: float) -> Array | None:
-        """Return the ``(A,)`` command at time ``now`` in seconds, None when there is none."""
-        ...
-
-
-class StandingStill:
-    """Baseline: never moves."""
-
-    def command(self, observation: Observation, now: float) -> Array | None:
-        return None
-
-
-class Scripted:
-    """An expert or baseline that looks at the simulation itself."""
-
-    def __init__(self, script: Any) -> None:
-        self._script = script
-
-    def command(self, observation: Observation, now: float) -> Array | None:
-        return self._script.command()
-
-
-class PolicyDriver:
-    """A policy behind the runtime that also drives robots: history, chunk hand-over, interpolation.
-
-    Args:
-        worker: Runs the policy, inline for simulated time or in its own process for real time.
-        seed: Seed of the sampling noise.
-        latency_s: Simulated time from an observation to its chunk.
-    """
-
-    def __init__(self, worker: Worker, seed: int, latency_s: float = 0.0) -> None:
-        rng = np.random.default_rng(seed)
-        buffer = ChunkBuffer(worker.spec, MAX_AGE)
-        self.runner = Runner(worker, buffer, rng, worker.spec.rate_hz, latency_s)
-
-    def command(self, observation: Observation, now: float) -> Array | None:
-        self.runner.observe(observation, now)
-        self.runner.plan(now)
-        return self.runner.command(now)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One episode of one driver. Lengths in metres, times in seconds."""
-
-    seed: int
-    success: bool
-    collision: bool
-    fall: bool
-    timeout: bool
-    time_s: float
-    travelled_m: float
-    final_distance_m: float
-    spl: float
-    path: list[tuple[float, float]]
-
-
-def run_episode(env: Any, driver: Driver, seed: int) -> Row:
-    """Drive one episode in simulated time. ``env`` is freshly reset with ``seed`` and steps at `COMMAND_HZ`."""
-    guard = Guard(GuardLimits.of(env.contract.action))
-    observation = env.observe()
-    path, ended = [tuple(env.pose[:2])], False
-    while not ended:
-        now = env.time
-        command = guard.filter(driver.command(observation, now), now, now)
-        observation, _, terminated, truncated, _ = env.step(command)
-        ended = terminated or truncated
-        if ended or round(env.time * COMMAND_HZ) % TRACE_EVERY == 0:
-            path.append(tuple(env.pose[:2]))
-    return _row(env, seed, path)
-
-
-def _row(env: Any, seed: int, path: Sequence[tuple[float, ...]]) -> Row:
-    success, fall = env.success, env.body.fallen(env.data)
-    shortest = env.shortest
-    return Row(
-        seed=seed,
-        success=success,
-        collision=env.collision and not fall,
-        fall=fall,
-        timeout=not success and not env.failed,
-        time_s=round(env.time, 3),
-        travelled_m=round(env.travelled, 3),
-        final_distance_m=round(env.distance, 3),
-        spl=round(float(success) * shortest / max(shortest, env.travelled), 4),
-        path=[(round(float(x), 2), round(float(y), 2)) for x, y in path],
-    )
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> dict[str, float]:
@@ -163,7 +66,9 @@ class EvaluateConfig:
         seed: First seed; the same for every driver.
         latency_ms: Simulated time from an observation to its chunk.
         baselines: Also run standing still and the environment's scripted drivers.
-        workers: Processes.
+        realtime: Run policies in real time, inference in its own process, one episode after the other; baselines
+            stay in simulated time.
+        workers: Processes for what runs in simulated time.
     """
 
     env: str = "kinoflow/Nav-v0"
@@ -172,6 +77,7 @@ class EvaluateConfig:
     seed: int = 0
     latency_ms: float = 0.0
     baselines: bool = True
+    realtime: bool = False
     workers: int = 2
 
 
@@ -198,7 +104,7 @@ def evaluate(
         env = make(config)
         names += [STANDING_STILL, *(name for name in drivers(env))]
         env.close()
-    rows = _run_all(names, len(policies), loader, config, progress)
+    rows, loops = _run_all(names, len(policies), loader, config, progress)
     first, *others = names
     report = {"env": config.env, "embodiment": config.embodiment, "policy": first, "episodes": config.episodes}
     report |= {"seed": config.seed, "latency_ms": config.latency_ms, **summary(rows[first])}
@@ -206,6 +112,8 @@ def evaluate(
     report["baselines"] = {
         name: summary(rows[name]) | {"difference": paired_difference(success[first], success[name])} for name in others
     }
+    if loops:
+        report["realtime"] = loops
     report["rows"] = {name: [asdict(row) for row in rows[name]] for name in names}
     return report
 
@@ -215,37 +123,75 @@ def make(config: EvaluateConfig) -> Any:
     return gymnasium.make(config.env, embodiment=config.embodiment, step_hz=COMMAND_HZ, disable_env_checker=True)
 
 
+def make_room(report: Mapping[str, Any], seed: int) -> Any:
+    """The room of one episode of a report."""
+    env = gymnasium.make(report["env"], embodiment=report["embodiment"], disable_env_checker=True).unwrapped
+    env.reset(seed=seed)
+    return env.room  # type: ignore[attr-defined]
+
+
 def _run_all(
     names: Sequence[str], policies: int, loader: str, config: EvaluateConfig, progress: Callable[[int, int], None]
-) -> dict[str, list[Row]]:
+) -> tuple[dict[str, list[Row]], dict[str, Any]]:
     seeds = range(config.seed, config.seed + config.episodes)
     shards = [seeds[i : i + SHARD] for i in range(0, len(seeds), SHARD)]
     rows: dict[str, list[Row]] = {name: [] for name in names}
-    done, total = 0, len(names) * len(seeds)
-    progress(done, total)
+    loops: dict[str, Any] = {}
+    total = len(names) * len(seeds)
+    live = names[:policies] if config.realtime else []
+
+    def note(name: str, new: list[Row]) -> None:
+        rows[name] += new
+        progress(sum(map(len, rows.values())), total)
+
+    for name in live:
+        loops[name] = _run_live(name, loader, seeds, config, partial(note, name))
     with ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn")) as pool:
         jobs = {
             pool.submit(_run_shard, name, loader if index < policies else "", shard, config): name
             for index, name in enumerate(names)
             for shard in shards
+            if name not in live
         }
         for job in as_completed(jobs):
-            rows[jobs[job]] += job.result()
-            done += len(job.result())
-            progress(done, total)
-    return {name: sorted(of_name, key=lambda row: row.seed) for name, of_name in rows.items()}
+            note(jobs[job], job.result())
+    return {name: sorted(of_name, key=lambda row: row.seed) for name, of_name in rows.items()}, loops
+
+
+def _run_live(
+    name: str, loader: str, seeds: range, config: EvaluateConfig, note: Callable[[list[Row]], None]
+) -> dict[str, Any]:
+    """Run one policy in real time; returns the timing of its loop, worst episode first."""
+    env = make(config).unwrapped
+    spec = load(name, loader).spec
+    spec.require(env.contract)
+    reports = []
+    with InferenceWorker(name, loader, spec) as worker:
+        worker.wait_ready()
+        for seed in seeds:
+            env.reset(seed=seed)
+            row, report = run_realtime(env, PolicyDriver(worker, seed, config.latency_ms / 1e3), seed)
+            reports.append(report)
+            note([row])
+    env.close()
+    worst = max(reports, key=lambda report: report.lateness_ms.p99)
+    return {
+        "commands": sum(report.commands for report in reports),
+        "deadline_misses": sum(report.deadline_misses for report in reports),
+        "worst_rate_hz": min(report.rate_hz for report in reports),
+        "worst_lateness_ms": worst.lateness_ms._asdict(),
+    }
 
 
 def _run_shard(name: str, loader: str, seeds: range, config: EvaluateConfig) -> list[Row]:
-    env = make(config)
-    world = env.unwrapped
+    env = make(config).unwrapped
     policy = load(name, loader) if loader else None
     if policy:
-        policy.spec.require(world.contract)
+        policy.spec.require(env.contract)
     rows = []
     for seed in seeds:
-        world.reset(seed=seed)
-        rows.append(run_episode(world, _driver(name, policy, world, seed, config), seed))
+        env.reset(seed=seed)
+        rows.append(run_episode(env, driver_for(name, policy, env, seed, config), seed))
     env.close()
     return rows
 
@@ -256,7 +202,8 @@ def load(name: str, loader: str) -> ChunkPolicy:
     return getattr(importlib.import_module(module), function)(name)
 
 
-def _driver(name: str, policy: ChunkPolicy | None, world: Any, seed: int, config: EvaluateConfig) -> Driver:
+def driver_for(name: str, policy: ChunkPolicy | None, world: Any, seed: int, config: EvaluateConfig) -> Driver:
+    """Make the driver of one episode in simulated time."""
     if policy:
         return PolicyDriver(InlineWorker(policy), seed, config.latency_ms / 1e3)
     return StandingStill() if name == STANDING_STILL else Scripted(drivers(world)[name](world))

@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 
 from envs.bodies import CONTROL_DT, PHYSICS_DT, SCENE_GROUP, VISUAL_GROUP, Body, DroneBody, WheeledBody
-from envs.rooms import HALF_SIZE, Room, sample_room
+from envs.rooms import sample_room
 from policies.spec import Array, ContractError, Feature, Spec
 
 Embodiment = Literal["wheeled", "drone", "g1"]
@@ -36,7 +36,7 @@ BODIES: dict[str, Callable[[bool], Body]] = {
 }
 
 
-class NavEnv(gymnasium.Env[dict[str, Array], Array]):
+class NavEnv(gymnasium.Env[Any, Array]):
     """Reach a goal point without touching anything.
 
     Observation (float32): ``goal`` (2,) or, for the drone, (3,), in m, base frame; ``twist`` in m/s and rad/s, ordered
@@ -44,8 +44,8 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
     backwards, counter-clockwise.
     Action: body velocity command (vx, vy, wz), for the drone (vx, vy, vz, wz).
 
-    An episode succeeds when the robot is within 0.3 m of the goal and, over the last second, slower than 0.1 m/s. It ends early on a
-    collision or a fall and is truncated after 60 s. The reward is the progress towards the goal in metres, plus 1 on
+    An episode succeeds when the robot is within 0.3 m of the goal and, over the last second, slower than 0.1 m/s.
+    It ends early on a collision or a fall and is truncated after 60 s. The reward is the progress towards the goal in metres, plus 1 on
     success, minus 1 on a collision or fall.
 
     Args:
@@ -71,7 +71,7 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
         self.contract = self._contract()
         self._ticks = round(ticks)
         self._flies = "vz" in self.body.action.names
-        low, high = np.float32(self.body.action.low), np.float32(self.body.action.high)
+        low, high = np.array((self.body.action.low, self.body.action.high), np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -131,7 +131,9 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self._robot = self.model.geom_bodyid > 0
-        self._ignored = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_GEOM, "floor") if self.body.touches_floor else -1
+        self._ignored = (
+            mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_GEOM, "floor") if self.body.touches_floor else -1
+        )
         angles = -np.pi + 2 * np.pi / BEAMS * np.arange(BEAMS)
         self._beams = np.stack([np.cos(angles), np.sin(angles), np.zeros(BEAMS)], -1)
         self._seen = np.zeros(6, np.uint8)
@@ -182,7 +184,9 @@ class NavEnv(gymnasium.Env[dict[str, Array], Array]):
     def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         command = np.asarray(action, np.float32)
         if command.shape != (self.body.action.dim,) or not np.isfinite(command).all():
-            raise ContractError(f"action must be {self.body.action.dim} finite values {self.body.action.names}, got {action}")
+            raise ContractError(
+                f"action must be {self.body.action.dim} finite values {self.body.action.names}, got {action}"
+            )
         command = self.body.action.clip(command)
         before = self.distance
         for _ in range(self._ticks):

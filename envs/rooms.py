@@ -69,7 +69,13 @@ class Room:
         for index, (x, y) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
             size = [0.1 if x else HALF_SIZE + 0.2, 0.1 if y else HALF_SIZE + 0.2, WALL_HEIGHT / 2]
             position = [x * (HALF_SIZE + 0.1), y * (HALF_SIZE + 0.1), WALL_HEIGHT / 2]
-            world.add_geom(name=f"wall{index}", type=mujoco.mjtGeom.mjGEOM_BOX, size=size, pos=position, rgba=[0.6, 0.65, 0.7, 0.35])
+            world.add_geom(
+                name=f"wall{index}",
+                type=mujoco.mjtGeom.mjGEOM_BOX,
+                size=size,
+                pos=position,
+                rgba=[0.6, 0.65, 0.7, 0.35],
+            )
         for index, item in enumerate(self.obstacles):
             box = item.kind == "box"
             world.add_geom(
@@ -163,7 +169,9 @@ class Routes:
         corners = [0]
         while corners[-1] < len(path) - 1:
             ahead = range(len(path) - 1, corners[-1], -1)
-            corners.append(next(i for i in ahead if i == corners[-1] + 1 or self._map.clear(path[corners[-1]], path[i])))
+            corners.append(
+                next(i for i in ahead if i == corners[-1] + 1 or self._map.clear(path[corners[-1]], path[i]))
+            )
         return float(np.linalg.norm(np.diff(path[corners], axis=0), axis=1).sum())
 
 
@@ -195,4 +203,5 @@ def sample_room(rng: np.random.Generator, goal_height: tuple[float, float] = (0.
                 continue
             if empty.map.routes(goal).reachable(start):
                 yaw, height = rng.uniform(-np.pi, np.pi), rng.uniform(*goal_height)
-                return Room(obstacles, (*map(float, start), float(yaw)), (*map(float, goal), float(height)))
+                (x, y), (goal_x, goal_y) = start.tolist(), goal.tolist()
+                return Room(obstacles, (x, y, float(yaw)), (goal_x, goal_y, float(height)))

@@ -25,7 +25,7 @@ _PUBLIC = {
     "export": "policies.export:export",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 (the names above are served by __getattr__)
+__all__ = ["__version__", *_PUBLIC]
 
 
 def shadowed() -> dict[str, str]:

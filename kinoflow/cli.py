@@ -32,7 +32,9 @@ def usage() -> str:
     """What ``kinoflow --help`` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: kinoflow COMMAND [OPTIONS]", "", *lines, "", "kinoflow COMMAND --help explains a command."])
+    return "\n".join(
+        ["usage: kinoflow COMMAND [OPTIONS]", "", *lines, "", "kinoflow COMMAND --help explains a command."]
+    )
 
 
 def call(name: str, arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpres
 from torch import Tensor, nn
 
 from policies.archive import BundleError
-from policies.bundle import TOLERANCE, Latency, Sampler, deviation, write_bundle
+from policies.bundle import TOLERANCE, Latency, Sampler, check_contract, deviation, write_bundle
 from policies.chunk import hold_weights
 from policies.flow import uniform
 from policies.head import head_name
@@ -62,6 +62,7 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any]) -
     Raises:
         BundleError: ONNX Runtime and torch disagree, or the contract is not fit for a bundle.
     """
+    check_contract(policy.spec)
     path, plan = Path(path), _Plan(copy.deepcopy(policy).cpu())
     model = _graph(plan)
     graph = onnx_ir.to_proto(model).SerializeToString()

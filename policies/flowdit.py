@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,8 @@ class FlowDiT(Head):
     """Velocity field over chunks, conditioned on one token per small feature and one per patch of a long one."""
 
     Config = Config
-    config: Config
 
-    def __init__(self, spec: Spec, config: Config) -> None:
+    def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
         self.tokens = nn.ModuleDict(
             {

@@ -75,7 +75,9 @@ class Normaliser(nn.Module):
             ContractError: A feature is missing or unknown.
         """
         if set(observation) != set(self.names) - {ACTION}:
-            raise ContractError(f"got features {sorted(observation)}, the policy needs {sorted(set(self.names) - {ACTION})}")
+            raise ContractError(
+                f"got features {sorted(observation)}, the policy needs {sorted(set(self.names) - {ACTION})}"
+            )
         return {name: self.normalise(name, value) for name, value in observation.items()}
 
     def statistics(self) -> dict[str, dict[str, list[float]]]:

@@ -56,7 +56,9 @@ class Policy(nn.Module):
         field = self.head.bind(self.normaliser(observation))
         field = hold(field, self.normaliser.normalise(ACTION, committed), hold_weights)
         actions = self.normaliser.restore(ACTION, solve(straight(field), noise, uniform(self.steps)))
-        low, high = (torch.tensor(bound, device=noise.device) for bound in (self.spec.action.low, self.spec.action.high))
+        low, high = (
+            torch.tensor(bound, device=noise.device) for bound in (self.spec.action.low, self.spec.action.high)
+        )
         return torch.minimum(torch.maximum(actions, low), high)
 
     @torch.inference_mode()

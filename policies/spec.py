@@ -18,7 +18,7 @@ Observation = Mapping[str, Array]
 
 
 class ContractError(ValueError):
-    """Data, a checkpoint or a bundle does not fit the contract; the message names the feature, both values, the remedy."""
+    """Something does not fit the contract; the message names the feature, both values and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ActionSpec:
 
     def clip(self, actions: Array) -> Array:
         """Clip ``(..., A)`` actions to the commanded range."""
-        return np.clip(actions, np.float32(self.low), np.float32(self.high))
+        return np.clip(actions, np.array(self.low, np.float32), np.array(self.high, np.float32))
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ class Spec:
         """
         try:
             observations = tuple(Feature(**{**item, "shape": tuple(item["shape"])}) for item in data["observations"])
-            action = ActionSpec(**{k: v if k == "frame" else tuple(v) for k, v in data["action"].items()})
+            values = {key: tuple(value) for key, value in data["action"].items() if key != "frame"}
+            action = ActionSpec(frame=data["action"]["frame"], **values)
             rest = {key: data[key] for key in ("rate_hz", "history", "horizon")}
         except (KeyError, TypeError) as error:
             raise ContractError(f"not a policy contract: {error}") from error

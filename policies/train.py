@@ -132,7 +132,9 @@ class Trainer(Generic[ConfigT]):
 
     def _resume(self, head: str) -> None:
         if not (self.out / "state.safetensors").exists():
-            raise ContractError(f"nothing to resume: {self.out / 'state.safetensors'} is missing; start without --resume")
+            raise ContractError(
+                f"nothing to resume: {self.out / 'state.safetensors'} is missing; start without --resume"
+            )
         run = json.loads((self.out / "run.json").read_text())
         for name, now in (("head", head), ("recipe", _plain(self.recipe)), ("data_sha256", self.data.sha256)):
             if run[name] != now:
@@ -177,12 +179,16 @@ class Trainer(Generic[ConfigT]):
             losses.append(loss)
             if self.step % LOG_EVERY == 0:
                 rate = len(losses) * self.recipe.batch / (time.perf_counter() - since)
-                self._log({"step": self.step, "loss": float(np.mean(losses)), "samples_per_s": rate, "lr": self._rate()})
+                self._log(
+                    {"step": self.step, "loss": float(np.mean(losses)), "samples_per_s": rate, "lr": self._rate()}
+                )
                 progress(self.step, self.recipe.steps, f"loss {np.mean(losses):.4f}")
                 since, losses = time.perf_counter(), []
             if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
                 entry = self._checkpoint(rollout)
-                progress(self.step, self.recipe.steps, ", ".join(f"{k} {v:.3f}" for k, v in entry.items() if k != "step"))
+                progress(
+                    self.step, self.recipe.steps, ", ".join(f"{k} {v:.3f}" for k, v in entry.items() if k != "step")
+                )
                 since = time.perf_counter()
         return entry
 
@@ -195,7 +201,7 @@ class Trainer(Generic[ConfigT]):
             with _fast_math(self.recipe.bf16):
                 loss = self.policy.head.loss(*self._batch(self._train_steps), self.generator)
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.head.parameters(), 1.0)
             self.optimiser.step()
             self._update_average()
@@ -220,8 +226,10 @@ class Trainer(Generic[ConfigT]):
 
     def _update_average(self) -> None:
         decay = min(self.recipe.ema, self.step / (self.step + 9))  # a young average must forget the random start
-        average, current = list(self.average.head.parameters()), list(self.policy.head.parameters())
-        torch._foreach_lerp_(average, [parameter.detach() for parameter in current], 1 - decay)
+        average, current = (
+            [parameter.detach() for parameter in policy.head.parameters()] for policy in (self.average, self.policy)
+        )
+        torch._foreach_lerp_(average, current, 1 - decay)
 
     def _checkpoint(self, rollout: Rollout | None) -> dict[str, Any]:
         entry: dict[str, Any] = {"step": self.step, "valid_loss": self._valid_loss()}

@@ -42,7 +42,7 @@ class StraightLine:
 
 
 def _velocity(env: NavEnv, aim: Array, position: Array, yaw: float) -> Array:
-    """Planar command (vx, vy, wz) towards a point that brakes for the goal and keeps its direction within the limits."""
+    """Planar command (vx, vy, wz) towards a point; brakes for the goal and keeps its direction within the limits."""
     remaining = float(np.linalg.norm(env.goal[:2] - position))
     if remaining < ARRIVED:
         return np.zeros(3)

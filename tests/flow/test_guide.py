@@ -174,6 +174,23 @@ def test_hold_never_overshoots_a_committed_action() -> None:
     assert ((held - free) * (committed - held) >= -1e-12).all()
 
 
+def test_hold_keeps_the_state_typical_where_the_field_cannot_follow() -> None:
+    committed = torch.full((5, H, 1), 50.0, dtype=torch.float64)
+    held = hold(PLAN.field, committed, PREFIX.expand(5, H))(states(), TIMES)
+    assert held.noise[:, :FROZEN].abs().max() <= 3
+    assert (held.data[:, :FROZEN] == 50).all()
+
+
+def test_exact_hold_adds_the_published_velocity_up_to_its_limit() -> None:
+    field = from_velocity(lambda x, t: 0.5 * x)
+    x, committed, weights = states(), states(seed=1), torch.full((5, H), 0.5, dtype=torch.float64)
+    t, data = TIMES[:, None, None], field(x, TIMES).data
+    published = ((t**2 + (1 - t) ** 2) / (t * (1 - t)).clamp(min=1e-12)).clamp(max=5)
+    expected = 0.5 * x + published * (1 + 0.5 * (1 - t)) * 0.5 * (committed - data)
+    guided = hold(field, committed, weights, "exact")(x, TIMES)
+    torch.testing.assert_close(guided.velocity, expected, rtol=0, atol=1e-9)
+
+
 def tail_errors(guide: Callable[[Field, Tensor, Tensor], Field], scale: float, n: int) -> tuple[float, float]:
     """Relative errors of mean shift and covariance of the free actions against the exact conditional."""
     plan, batch = smooth_gaussian(H, scale), 4000

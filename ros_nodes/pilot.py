@@ -1,0 +1,177 @@
+"""What the policy node does at every tick: check the inputs, observe, plan, command. numpy only, no ROS 2."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from policies.runtime.loop import Percentiles
+from policies.runtime.runner import Runner
+from policies.spec import ActionSpec, Array, ContractError, Feature, Spec
+from ros_nodes.convert import BASE_FRAME, goal_in_base
+
+GOAL, ODOMETRY, SCAN = "goal", "odom", "scan"
+STRIDE = 1.0  # s, a policy sees the mean velocity over one stride: a walking robot sways as fast as it travels
+_SAMPLES = 2048  # that percentiles look back
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Odometry: ``(4,)`` x, y, z in m and yaw in rad, and the ``(A,)`` mean velocity over the last second."""
+
+    pose: Array
+    twist: Array
+
+
+@dataclass(frozen=True)
+class Input:
+    """The newest message of one kind.
+
+    Args:
+        stamp: Time of the measurement in seconds, monotonic.
+        value: What it says, None when it is not usable.
+        error: Why it is not usable.
+    """
+
+    stamp: float
+    value: Any = None
+    error: str = ""
+
+
+class Waiting(Exception):
+    """There is no command yet, and nothing is wrong."""
+
+
+def offered(names: Sequence[str], policy: Spec) -> Spec:
+    """Return the contract that odometry, a goal and a laser scan can serve, for `Spec.require`.
+
+    Args:
+        names: Components of the robot's velocity command.
+        policy: Contract of the policy; a scan is resampled to its number of beams.
+    """
+    beams = next((feature.shape for feature in policy.observations if feature.name == SCAN), (0,))
+    observations = (
+        Feature("goal", (3 if "vz" in names else 2,), "m", BASE_FRAME),
+        Feature("twist", (len(names),), "m/s, rad/s", BASE_FRAME),
+        Feature("scan", beams, "m", BASE_FRAME),
+    )
+    units = tuple("rad/s" if name == "wz" else "m/s" for name in names)
+    action = ActionSpec(tuple(names), units, BASE_FRAME, policy.action.low, policy.action.high)
+    return Spec(observations, action, policy.rate_hz, policy.history, policy.horizon)
+
+
+class Pilot:
+    """Drives a runner with inputs that must be fresh, finite and inside the fence.
+
+    Inputs come from any thread, `tick` is called by the control loop. All times are on one monotonic clock.
+
+    Args:
+        spec: Contract of the policy.
+        runner: Runs it.
+        max_age_s: Largest age per input in seconds; inputs that are not listed never expire.
+    """
+
+    def __init__(self, spec: Spec, runner: Runner, max_age_s: Mapping[str, float]) -> None:
+        self.waiting = "not started"
+        """Why there is no command yet; empty when there is one or when something is wrong."""
+        self.fault = ""
+        """Why there must not be a command; empty when all is well."""
+        self._spec, self._runner, self._max_age_s = spec, runner, max_age_s
+        self._sizes = {feature.name: feature.shape[0] for feature in spec.observations}
+        self._inputs: dict[str, Input] = {}
+        self._twists: deque[tuple[float, Array]] = deque(maxlen=1024)
+        self._goal: Input | None = None
+        self._chunk_ages, self._inferences, self._delays = (deque[float](maxlen=_SAMPLES) for _ in range(3))
+
+    def receive(self, name: str, stamp: float, read: Callable[[], Any]) -> None:
+        """Take note of a message; ``read`` returns its value or raises a `ContractError` that says what is wrong."""
+        try:
+            self._inputs[name] = Input(stamp, read())
+        except ContractError as error:
+            self._inputs[name] = Input(stamp, error=str(error))
+
+    def motion(self, pose: Array, twist: Array, stamp: float) -> Motion:
+        """Return odometry with the velocity averaged over the last second; called once per message.
+
+        Raises:
+            ContractError: The velocity is not finite.
+        """
+        if not np.isfinite(twist).all():
+            raise ContractError(f"odom has the velocity {twist}, which is not finite; check the source of odometry")
+        self._twists.append((stamp, twist))
+        while abs(self._twists[0][0] - stamp) > STRIDE:
+            self._twists.popleft()
+        return Motion(pose, np.stack([twist for _, twist in self._twists]).mean(axis=0))
+
+    def tick(self, now: float) -> Array | None:
+        """Return the ``(A,)`` command to send now; None when there is none, then `waiting` or `fault` say why."""
+        command, waiting, fault = None, "", ""
+        try:
+            self._observe(now)
+            command = self._plan(now)
+        except Waiting as reason:
+            waiting = str(reason)
+        except ContractError as error:
+            fault = str(error)
+            self._runner.clear()
+        self.waiting, self.fault = waiting, fault
+        return command
+
+    def ages(self, now: float) -> dict[str, float]:
+        """Return the age per input in seconds."""
+        return {name: round(now - item.stamp, 4) for name, item in dict(self._inputs).items()}
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Return percentiles in ms: inference, observation to hand-over, and age of the executing chunk."""
+        samples = {"inference_ms": self._inferences, "delay_ms": self._delays, "chunk_age_ms": self._chunk_ages}
+        return {name: Percentiles.of(1e3 * np.array(list(values)))._asdict() for name, values in samples.items()}
+
+    def _observe(self, now: float) -> None:
+        goal, odometry = self._fresh(GOAL, now), self._fresh(ODOMETRY, now)
+        if goal is not self._goal:
+            self._goal = goal
+            self._runner.clear()
+        values = {
+            "goal": goal_in_base(goal.value, odometry.value.pose, self._sizes.get("goal", 0)),
+            "twist": odometry.value.twist,
+        }
+        stamp = odometry.stamp
+        if SCAN in self._sizes:
+            scan = self._fresh(SCAN, now)
+            values["scan"], stamp = scan.value, min(stamp, scan.stamp)
+        self._runner.observe({name: values[name] for name in self._sizes}, stamp)
+
+    def _fresh(self, name: str, now: float) -> Input:
+        item = self._inputs.get(name)
+        if item is None:
+            raise Waiting(f"no {name} yet")
+        limit = self._max_age_s.get(name, math.inf)
+        if abs(now - item.stamp) > limit:
+            raise ContractError(f"{name} is older than the limit of {limit} s; check its source and the clocks")
+        if item.error:
+            raise ContractError(item.error)
+        return item
+
+    def _plan(self, now: float) -> Array:
+        runner, before = self._runner, self._runner.age(now)
+        runner.plan(now)
+        if runner.error:
+            raise ContractError(runner.error)
+        age, command = runner.age(now), runner.command(now)
+        if command is None:
+            if math.isinf(age):
+                raise Waiting("no plan yet")
+            raise ContractError(f"the newest plan is {age:.3f} s old; inference takes too long, see inference_ms")
+        self._note(before, age)
+        return command
+
+    def _note(self, before: float, age: float) -> None:
+        if age < before:  # a new chunk took over
+            self._inferences.append(self._runner.inference_s)
+            self._delays.append(self._runner.delay_s)
+        self._chunk_ages.append(age)

@@ -1,0 +1,153 @@
+"""A simulated robot in kinoflow/Nav-v0, in real time, behind the topics of a real one."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from nav_msgs.msg import Odometry
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.node import Node
+from rosgraph_msgs.msg import Clock as ClockMessage
+from sensor_msgs.msg import LaserScan
+
+from envs.nav import SCAN_RANGE, NavEnv
+from policies.runtime.loop import Loop
+from policies.spec import Array
+from ros_nodes import shared
+from ros_nodes.convert import (
+    ODOMETRY_FRAME,
+    nanoseconds,
+    odometry_message,
+    point_values,
+    pose_message,
+    scan_message,
+    twist_values,
+)
+
+STEP_HZ = 50.0
+SCAN_EVERY = 5  # steps
+COMMAND_TIMEOUT_S = 0.3
+WORLD_FRAMES = (ODOMETRY_FRAME, "map")  # the odometry of this robot is perfect
+
+
+@dataclass(frozen=True)
+class SimSettings:
+    """Parameters of the simulated robot, fixed once it has started."""
+
+    embodiment: str = shared.setting("wheeled", "Robot: wheeled, drone or g1")
+    seed: int = shared.setting(0, "Seed of the room, the start and the first goal", 0, 2**31)
+
+
+class SimNode(Node):
+    """Steps the simulation at 50 Hz and publishes what the robot's sensors would say.
+
+    The room's own goal is published once and latched; any newer ``goal_pose`` replaces it. A robot that has touched
+    something or fallen no longer follows commands.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("sim_node")
+        shared.declare(self, SimSettings, read_only=True)
+        settings = shared.read(self, SimSettings)
+        self._env = NavEnv(settings.embodiment, step_hz=STEP_HZ)  # type: ignore[arg-type]
+        self._env.reset(seed=settings.seed)
+        self._names = self._env.body.action.names
+        self._wall = Clock(clock_type=ClockType.SYSTEM_TIME)  # never the simulated time that it publishes itself
+        self._command: tuple[Any, float] = (None, 0.0)
+        self._arrivals: deque[float] = deque(maxlen=3000)
+        self._steps = 0
+        self._advertise()
+        self._reporter = shared.Reporter(self, settings.embodiment, period_s=0.2)
+        self._loop = Loop(1 / STEP_HZ, self._tick)
+        self.create_subscription(TwistStamped, "cmd_vel", self._on_command, shared.COMMAND)
+        shared.subscribe_goal(self, self._on_goal)
+        self.create_timer(0.05, self._supervise)
+        self._goals.publish(pose_message(np.array([*self._env.goal, 0.0]), "map", self._wall.now().to_msg()))
+        self._loop.start()
+
+    def _advertise(self) -> None:
+        self._odometry = self.create_publisher(Odometry, "odom", shared.SENSOR)
+        self._pose = self.create_publisher(PoseStamped, "pose", shared.SENSOR)
+        self._scan = self.create_publisher(LaserScan, "scan", shared.SENSOR)
+        self._time = self.create_publisher(ClockMessage, "/clock", shared.SENSOR)
+        self._goals = self.create_publisher(PoseStamped, "goal_pose", shared.LATCHED)
+
+    def _on_command(self, message: TwistStamped) -> None:
+        age = 1e-9 * (self._wall.now().nanoseconds - nanoseconds(message.header.stamp))
+        now = time.monotonic()
+        self._arrivals.append(now)
+        self._command = (twist_values(message.twist, self._names), now - age)
+
+    def _on_goal(self, message: PoseStamped) -> None:
+        goal = point_values(message.pose.position)
+        if message.header.frame_id in WORLD_FRAMES and np.isfinite(goal).all():
+            self._env.goal = goal
+        else:
+            self.get_logger().warning(f"ignored the goal {goal} in frame '{message.header.frame_id}'")
+
+    def _tick(self, now: float) -> None:
+        env = self._env
+        observation, *_ = env.step(self._wanted(now))
+        stamp = self._wall.now().to_msg()
+        self._time.publish(ClockMessage(clock=stamp))
+        twist = env.body.twist(env.data)
+        self._odometry.publish(odometry_message(env.pose, twist, self._names, stamp))
+        self._pose.publish(pose_message(env.pose, "map", stamp))
+        if self._steps % SCAN_EVERY == 0:
+            self._scan.publish(scan_message(observation["scan"], SCAN_RANGE, SCAN_EVERY / STEP_HZ, stamp))
+        self._steps += 1
+
+    def _wanted(self, now: float) -> Array:
+        """The newest command; zeros when it is too old, not finite, or the robot has failed."""
+        command, stamp = self._command
+        fresh = command is not None and now - stamp <= COMMAND_TIMEOUT_S
+        usable = fresh and not self._env.failed and np.isfinite(command).all()
+        return command if usable else np.zeros(len(self._names), np.float32)
+
+    def _supervise(self) -> None:
+        if not self._loop.running:
+            self._loop.join()  # raises what ended it
+        env = self._env
+        fall = env.body.fallen(env.data)
+        failure = "fallen, stopped" if fall else "collision, stopped" if env.collision else ""
+        text = failure or ("at the goal" if env.success else "following commands")
+        self._reporter.report(shared.ERROR if failure else shared.OK, text, self._values)
+
+    def _values(self) -> dict[str, Any]:
+        env, report = self._env, self._loop.report()
+        return {
+            "success": bool(env.success),
+            "collision": bool(env.collision),
+            "fall": bool(env.body.fallen(env.data)),
+            "distance": round(env.distance, 3),
+            "goal": [round(float(value), 3) for value in env.goal],
+            "time_s": round(env.time, 2),
+            "received_hz": _rate(list(self._arrivals)),
+            "real_time_factor": round(report.rate_hz / STEP_HZ, 4),
+            **shared.timing(report, self._loop.scheduling),
+        }
+
+    def close(self) -> None:
+        """Stop the simulation."""
+        self._loop.stop()
+        self._env.close()
+
+
+def _rate(arrivals: list[float]) -> float:
+    """Mean rate in Hz of arrival times in seconds."""
+    return (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]) if len(arrivals) > 1 else 0.0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    shared.spin(SimNode)
+
+
+if __name__ == "__main__":
+    main()

@@ -169,7 +169,8 @@ class NavEnv(gymnasium.Env[Any, Array]):
     @property
     def shortest(self) -> float:
         """Length in metres of the shortest route from the start to the goal."""
-        return self.room.map.routes(self.goal[:2]).length(np.array(self.room.start[:2]))
+        routes = self.room.map.routes(self.goal[:2], comfortable=False)
+        return routes.length(np.array(self.room.start[:2]))
 
     @property
     def success(self) -> bool:

@@ -89,10 +89,11 @@ class Room:
 
 
 class Map:
-    """Clearance of a room on a grid and shortest paths that keep a distance from obstacles.
+    """Clearance of a room on a grid and best routes that keep a distance from obstacles.
 
-    Paths come from scipy's Dijkstra, run once per goal over the 8-connected grid. Cells nearer than ``INFLATION`` to
-    an obstacle are closed; cells nearer than ``COMFORT`` cost more, so that paths keep to the middle of passages.
+    Routes come from scipy's Dijkstra over the 8-connected grid, run once per goal: what A* would find from every start.
+    Cells nearer than ``INFLATION`` to an obstacle are closed; for a comfortable route cells nearer than ``COMFORT``
+    cost up to three times as much, so that it keeps to the middle of passages.
     """
 
     INFLATION = 0.5  # m
@@ -103,11 +104,11 @@ class Map:
         self.size = len(axis)
         self.points = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1)
         self.clearance = room.clearance(self.points)
-        self._graph = self._build_graph()
+        narrow = np.clip((self.COMFORT - self.clearance) / (self.COMFORT - self.INFLATION), 0, 1)
+        self._graphs = {comfortable: self._graph(1 + 2 * comfortable * narrow) for comfortable in (True, False)}
 
-    def _build_graph(self) -> csr_matrix:
+    def _graph(self, price: Array) -> csr_matrix:
         free = self.clearance > self.INFLATION
-        price = 1 + 2 * np.clip((self.COMFORT - self.clearance) / (self.COMFORT - self.INFLATION), 0, 1)
         index = np.arange(self.size**2).reshape(self.size, self.size)
         rows, columns, costs = [], [], []
         for step in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -134,14 +135,15 @@ class Map:
         cells = np.clip(((line + HALF_SIZE) / CELL).astype(int), 0, self.size - 1)
         return bool((self.clearance[cells[:, 0], cells[:, 1]] > self.INFLATION - CELL).all())
 
-    def routes(self, goal: Array) -> Routes:
-        """Shortest routes from everywhere to a ``(2,)`` goal."""
-        cost, next_cell = dijkstra(self._graph, directed=False, indices=self.cell(goal), return_predecessors=True)
+    def routes(self, goal: Array, comfortable: bool = True) -> Routes:
+        """Best routes from everywhere to a ``(2,)`` goal: comfortable ones, or the shortest."""
+        graph = self._graphs[comfortable]
+        cost, next_cell = dijkstra(graph, directed=False, indices=self.cell(goal), return_predecessors=True)
         return Routes(self, np.asarray(goal, float), cost, next_cell)
 
 
 class Routes:
-    """Shortest routes of a map to one goal."""
+    """Best routes of a map to one goal."""
 
     def __init__(self, room_map: Map, goal: Array, cost: Array, next_cell: Array) -> None:
         self._map, self._goal, self._cost, self._next = room_map, goal, cost, next_cell

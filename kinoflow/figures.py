@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -134,9 +134,9 @@ def write_evaluation(report: Mapping[str, Any], out: Path) -> None:
         save(figure, out / f"{name}.png")
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure and release it."""
+def save(figure: Any, target: Path | BinaryIO) -> None:
+    """Write a figure as PNG and release it."""
     from matplotlib import pyplot
 
-    figure.savefig(path, dpi=110)
+    figure.savefig(target, dpi=110)
     pyplot.close(figure)

@@ -81,7 +81,9 @@ class Pilot:
         """Why there is no command yet; empty when there is one or when something is wrong."""
         self.fault = ""
         """Why there must not be a command; empty when all is well."""
-        self._spec, self._runner, self._max_age_s = spec, runner, max_age_s
+        self.commands = 0
+        """Commands so far."""
+        self._runner, self._max_age_s = runner, max_age_s
         self._sizes = {feature.name: feature.shape[0] for feature in spec.observations}
         self._inputs: dict[str, Input] = {}
         self._twists: deque[tuple[float, Array]] = deque(maxlen=1024)
@@ -175,3 +177,4 @@ class Pilot:
             self._inferences.append(self._runner.inference_s)
             self._delays.append(self._runner.delay_s)
         self._chunk_ages.append(age)
+        self.commands += 1

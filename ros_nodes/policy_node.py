@@ -282,6 +282,8 @@ class PolicyNode(LifecycleNode):
             values |= {"input_age_s": self._pilot.ages(time.monotonic()), **self._pilot.report()}
         if self._loop is not None:
             values |= shared.timing(self._loop.report(), self._loop.scheduling)
+        if self._pilot is not None:
+            values["commands"] = self._pilot.commands
         return values
 
 

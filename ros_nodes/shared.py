@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import rclpy
 import rclpy.utilities
@@ -31,12 +31,6 @@ OK, WARNING, ERROR = 0, 1, 2
 SPIN_S = 0.05
 
 Settings = TypeVar("Settings")
-
-
-class ClosableNode(Protocol):
-    """A node that leaves the robot at rest when it is closed."""
-
-    def close(self) -> None: ...
 
 
 def setting(default: Any, description: str, low: float | None = None, high: float | None = None) -> Any:
@@ -136,8 +130,8 @@ def timing(report: LoopReport, scheduling: str) -> dict[str, Any]:
     return {**counts, **percentiles, "scheduling": scheduling}
 
 
-def spin(create: Callable[[], ClosableNode]) -> None:
-    """Run a node until SIGINT, SIGTERM or an exception, and close it in every case.
+def spin(create: Callable[[], Any]) -> None:
+    """Run a node until SIGINT, SIGTERM or an exception; its ``close`` leaves the robot at rest in every case.
 
     rclpy's own signal handlers would end the communication before the node can stop the robot.
     """

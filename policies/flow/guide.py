@@ -1,9 +1,10 @@
 """Guides: a field goes in, a field that also obeys something else comes out. They nest in any order.
 
-A guide moves the data estimate and keeps the pair on ``x``. How far it may move depends on how uncertain the data still
-is. With ``jacobian="identity"`` that uncertainty is the one of unit-variance data, ``r^2 = (1-t)^2 / (t^2 + (1-t)^2)``:
-a closed form that survives export. With ``jacobian="exact"`` it is the field's own, ``(1-t)^2 / t * d data / d x``, one
-vector-Jacobian product through the network: it also moves what depends on the guided actions.
+A guide moves the data estimate and keeps the pair on ``x``, except `clip` and `hold`, whose noise is meant to differ.
+How far it may move depends on how uncertain the data still is. With ``jacobian="identity"`` that is the uncertainty of
+unit-variance data, ``r^2 = (1-t)^2 / (t^2 + (1-t)^2)``: a closed form that survives export. With ``jacobian="exact"``
+it is the field's own, ``(1-t)^2 / t * d data / d x``, one vector-Jacobian product through the network: it also moves
+what depends on the guided actions.
 """
 
 from __future__ import annotations

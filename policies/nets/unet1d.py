@@ -84,7 +84,9 @@ class UNet1d(nn.Module):
         """
         factor = 2 ** len(self.shrink)
         if x.shape[1] % factor:
-            raise ValueError(f"horizon {x.shape[1]} is no multiple of {factor}, which widths {self.widths} need; pad it")
+            raise ValueError(
+                f"horizon {x.shape[1]} is no multiple of {factor}, which widths {self.widths} need; pad it"
+            )
         condition = torch.cat([self.step(sinusoidal(t, self.step_width)), condition], -1)
         x = self.down[0](x.transpose(1, 2), condition)
         skips = []

@@ -1,0 +1,1 @@
+"""Measurements on this machine. What is compared is measured side by side in one run."""

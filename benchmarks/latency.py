@@ -1,0 +1,253 @@
+"""How long one chunk takes on one core: a bundle, the same head in torch, and the field's usual diffusion policy.
+
+The arms take turns in one loop, so a machine that slows down slows all of them. Every turn begins with a cold cache and
+that call counts too. Wall time is what a robot waits for, but on a busy machine a long chunk is interrupted for certain
+and a short one rarely, which flatters the ratio of the wall times; the ratio of the processor times is free of that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from policies.bundle import Bundle, cpu_name
+from policies.flow import clip, ddpm, from_noise, reschedule, solve, straight
+from policies.head import find_head
+from policies.nets.unet1d import UNet1d
+from policies.norm import Normaliser
+from policies.policy import Policy
+from policies.spec import Array, ChunkPolicy, ContractError, Observation, Spec
+
+ROUNDS = 15
+WIDTHS = (256, 512, 1024)
+HORIZON, LEVELS, DDIM_STEPS = 16, 100, 10
+
+
+class DiffusionPolicy(nn.Module):
+    """The field's usual policy (arXiv 2303.04137): a U-Net that predicts the noise, sampled by DDIM, in normal units.
+
+    Args:
+        spec: Contract; its observations, flattened, are the condition.
+        widths: Channels per level of the U-Net.
+    """
+
+    def __init__(self, spec: Spec, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.spec = spec
+        size = spec.history * sum(math.prod(feature.shape) for feature in spec.observations)
+        self.network = UNet1d(spec.action.dim, size, widths)
+        self.path = ddpm(cosine_variances(LEVELS))
+        labels = torch.arange(LEVELS - LEVELS // DDIM_STEPS, -1, -LEVELS // DDIM_STEPS)
+        self.grid = (*self.path.level(labels).tolist(), 1.0)
+        self.start = float(self.path.total(labels[:1]))
+
+    @torch.inference_mode()
+    def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
+        """Plan one chunk, see `ChunkPolicy.act`; this policy cannot hold on to committed actions."""
+        parts = [torch.from_numpy(observation[feature.name]).flatten() for feature in self.spec.observations]
+        condition = torch.cat(parts)[None]
+        native = from_noise(lambda x, label: self.network(x, label / LEVELS, condition), self.path)
+        field = clip(reschedule(native, self.path), -1, 1)
+        return solve(straight(field), torch.from_numpy(noise)[None] / self.start, self.grid)[0].numpy()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy of the comparison.
+
+    Args:
+        what: What it is, in words.
+        policy: The policy.
+        parameters: Of its network.
+        steps: Network evaluations per chunk.
+        calls: Chunks per turn.
+    """
+
+    what: str
+    policy: ChunkPolicy
+    parameters: int
+    steps: int
+    calls: int
+
+
+def measure(
+    bundle: Path, progress: Callable[[int, int, str], None], widths: tuple[int, ...] = WIDTHS, rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """Measure a bundle beside its peers, one thread each; takes 15 s on an idle machine.
+
+    Args:
+        bundle: Bundle written by ``kinoflow export``.
+        progress: Called with (rounds done, rounds in all, a short text).
+        widths: Channels per level of the diffusion U-Net.
+        rounds: Turns of every arm.
+
+    Returns:
+        Plain JSON values: ``arms`` with latencies in ms, ``ratios`` of the median latencies, their smallest and largest
+        value over the rounds in ``ranges``, the same ratios of processor time in ``cpu_ratios``, and the circumstances.
+
+    Raises:
+        ContractError: The bundle is damaged, or does not say how its head was configured.
+    """
+    arms = make_arms(bundle, widths)
+    with _one_thread():
+        wall, cpu = race(arms, rounds, progress)
+    return {
+        "bundle": str(bundle),
+        "cpu": cpu_name(),
+        "threads": 1,
+        "load": os.getloadavg()[0],
+        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "rounds": rounds,
+        "arms": {name: _summary(arm, wall[name]) for name, arm in arms.items()},
+        "ratios": _over_bundle(_ratio, wall),
+        "ranges": _over_bundle(_range, wall),
+        "cpu_ratios": _over_bundle(_ratio, cpu),
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """Render the result of `measure` as a table."""
+    lines = [
+        f"one chunk on one core of {result['cpu']}, {result['rounds']} rounds, load {result['load']:.1f}",
+        f"  {'':<48}{'p50 ms':>9}{'p99 ms':>9}{'chunks':>8}{'steps':>7}{'parameters':>12}",
+    ]
+    for arm in result["arms"].values():
+        numbers = f"{arm['p50_ms']:9.2f}{arm['p99_ms']:9.2f}{arm['chunks']:8}{arm['steps']:7}"
+        lines.append(f"  {arm['what']:<48}{numbers}{arm['parameters'] / 1e6:10.2f} M")
+    for name, ratio in result["ratios"].items():
+        low, high = result["ranges"][name]
+        cpu = result["cpu_ratios"][name]
+        lines.append(f"  {name:<20} {ratio:.1f} ({low:.1f} .. {high:.1f} over rounds; {cpu:.1f} in processor time)")
+    return "\n".join(lines)
+
+
+def make_arms(bundle: Path, widths: tuple[int, ...]) -> dict[str, Arm]:
+    """Load the bundle and build its peers; weights of the peers are random, which timing does not see.
+
+    Raises:
+        ContractError: See `measure`.
+    """
+    exported = Bundle.load(bundle, threads=1)
+    policy = rebuild(exported, bundle)
+    unet = DiffusionPolicy(dataclasses.replace(exported.spec, horizon=HORIZON), widths).eval()
+    size = _parameters(policy.head)
+    peer = f"diffusion UNet {'-'.join(map(str, widths))} in torch eager, DDIM"
+    return {
+        "bundle": Arm("bundle in ONNX Runtime", exported, size, policy.steps, calls=20),
+        "torch": Arm("same head in torch eager", policy, size, policy.steps, calls=10),
+        "unet": Arm(peer, unet, _parameters(unet), DDIM_STEPS, calls=1),
+    }
+
+
+def rebuild(bundle: Bundle, path: Path) -> Policy:
+    """Build the policy a bundle was exported from, with random weights.
+
+    Raises:
+        ContractError: The bundle's provenance has no configuration of the head, or one that does not fit it.
+    """
+    manifest = bundle.manifest
+    recipe = manifest.provenance.get("recipe")
+    config = recipe.get("config") if isinstance(recipe, dict) else None
+    if not isinstance(config, dict):
+        raise ContractError(
+            f"{path}: provenance has no recipe.config but {sorted(manifest.provenance)}, so its head cannot be rebuilt "
+            "in torch; export it with 'kinoflow export' from the run directory"
+        )
+    head = find_head(manifest.name)
+    try:
+        network = head(manifest.spec, head.Config(**config))
+    except TypeError as error:
+        raise ContractError(f"{path}: recipe.config does not fit {manifest.name}: {error}; export it again") from error
+    return Policy(network, Normaliser.identity(manifest.spec), manifest.sampler.steps).eval()
+
+
+def race(
+    arms: Mapping[str, Arm], rounds: int, progress: Callable[[int, int, str], None]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Let the arms take turns; returns wall and processor seconds, each ``{arm: (rounds, calls)}``.
+
+    One round more is run and forgotten: it pays for the first allocations.
+    """
+    times = {name: np.zeros((2, rounds + 1, arm.calls)) for name, arm in arms.items()}
+    inputs = {name: _inputs(arm.policy.spec) for name, arm in arms.items()}
+    for turn in range(rounds + 1):
+        for name, arm in arms.items():
+            for call in range(arm.calls):
+                times[name][:, turn, call] = _seconds(arm.policy, *inputs[name])
+        progress(turn, rounds, "")
+    return {name: value[0, 1:] for name, value in times.items()}, {name: value[1, 1:] for name, value in times.items()}
+
+
+def cosine_variances(levels: int) -> Tensor:
+    """Variances ``(levels,)`` that a diffusion with the cosine schedule adds (arXiv 2102.09672)."""
+    kept = torch.cos((torch.arange(levels + 1) / levels + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+
+
+def _inputs(spec: Spec) -> tuple[Observation, Array, Array, Array]:
+    rng = np.random.default_rng(0)
+    observation = {f.name: rng.uniform(-1, 1, (spec.history, *f.shape)).astype(np.float32) for f in spec.observations}
+    chunk = (spec.horizon, spec.action.dim)
+    return (
+        observation,
+        rng.standard_normal(chunk, np.float32),
+        np.zeros(chunk, np.float32),
+        np.zeros(chunk[0], np.float32),
+    )
+
+
+def _seconds(policy: ChunkPolicy, *inputs: Any) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.thread_time()
+    policy.act(*inputs)
+    return time.perf_counter() - wall, time.thread_time() - cpu
+
+
+def _summary(arm: Arm, seconds: Array) -> dict[str, Any]:
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+    return {
+        "what": arm.what,
+        "p50_ms": float(p50),
+        "p99_ms": float(p99),
+        "chunks": seconds.size,
+        "steps": arm.steps,
+        "parameters": arm.parameters,
+    }
+
+
+def _over_bundle(statistic: Callable[[Array, Array], Any], seconds: Mapping[str, Array]) -> dict[str, Any]:
+    return {f"{peer}_over_bundle": statistic(seconds[peer], seconds["bundle"]) for peer in ("unet", "torch")}
+
+
+def _ratio(peer: Array, bundle: Array) -> float:
+    return float(np.median(peer) / np.median(bundle))
+
+
+def _range(peer: Array, bundle: Array) -> list[float]:
+    ratios = np.median(peer, 1) / np.median(bundle, 1)
+    return [float(ratios.min()), float(ratios.max())]
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)

@@ -1,0 +1,111 @@
+"""The main job from data to a walking robot, with a report. Steps that are done are not repeated."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from envs.collect import CollectConfig, collect
+from envs.episodes import read_episodes
+from envs.evaluate import EvaluateConfig, as_text, evaluate
+from envs.g1.assets import available
+from kinoflow.commands.train import rollout_on
+from kinoflow.console import progress_bar
+from kinoflow.report import write_report
+from kinoflow.run import RunConfig, run
+from policies.export import export
+from policies.flowdit import Config
+from policies.load import LOADER
+from policies.policy import Policy
+from policies.train import Recipe, Trainer, write_atomically
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Where to write and which seed to use.
+
+    Args:
+        out: Directory for everything the demo writes.
+        seed: Seed of the training and of the room the robot walks in.
+    """
+
+    out: Path = Path("runs/demo")
+    seed: int = 0
+
+
+def demo(config: DemoConfig) -> None:
+    """Collect, train, evaluate, export, drive and report."""
+    begin = time.monotonic()
+    out, bundle = config.out, config.out / "flowdit.kfb"
+    data, training = out / "nav.hdf5", out / "training"
+    steps: list[tuple[str, Path, Callable[[], None]]] = [
+        ("1/6 collect expert episodes", data, lambda: _collect(data)),
+        ("2/6 train a FlowDiT head", training / "done.json", lambda: _train(data, training, config.seed)),
+        ("3/6 export one bundle", bundle, lambda: _export(training, bundle)),
+        ("4/6 evaluate on unseen seeds", out / "evaluation.json", lambda: _evaluate(bundle, out / "evaluation.json")),
+        ("5/6 drive the robot over ROS 2", out / "run.json", lambda: _run(bundle, out / "run.json", config.seed)),
+        ("6/6 write the report", out / "never", lambda: write_report(out, out / "report.html")),
+    ]
+    for title, result, step in steps:
+        if result.exists():
+            console.print(f"[bold]{title}[/]: already done, {result}")
+            continue
+        started = time.monotonic()
+        console.print(f"[bold]{title}[/]")
+        step()
+        console.print(f"  {time.monotonic() - started:.0f} s")
+    console.print(f"[bold]Done in {(time.monotonic() - begin) / 60:.1f} minutes.[/] Open {out / 'report.html'}")
+
+
+def _collect(data: Path) -> None:
+    with progress_bar("episodes") as progress:
+        collect(CollectConfig(out=data, episodes=800), progress)
+
+
+def _train(data: Path, out: Path, seed: int) -> None:
+    config = Config(width=96, depth=3)
+    recipe = Recipe(data, out, config, steps=2400, evaluate_every=800, rollouts=20, seed=seed)
+    episodes = read_episodes(data)
+    trainer = Trainer("flowdit", recipe, episodes, resume=(out / "state.safetensors").exists())
+    with progress_bar("training") as progress:
+        result = trainer.run(rollout_on(episodes, recipe), progress)
+    write_atomically(out / "done.json", json.dumps(result))
+
+
+def _export(training: Path, bundle: Path) -> None:
+    report = export(Policy.load(training), bundle, provenance=json.loads((training / "run.json").read_text()))
+    console.print(
+        f"  {report.size / 2**20:.1f} MiB, {report.latency.p50_ms:.2f} ms per chunk, "
+        f"differs from torch by at most {report.max_error:.1e}"
+    )
+
+
+def _evaluate(bundle: Path, out: Path) -> None:
+    with progress_bar("episodes") as progress:
+        report = evaluate([str(bundle)], LOADER, EvaluateConfig(episodes=100), progress)
+    console.print(as_text(report))
+    write_atomically(out, json.dumps(report))
+
+
+def _run(bundle: Path, out: Path, seed: int) -> None:
+    missing = available()
+    if missing:
+        console.print(f"  no walking G1 on this machine ({missing}); the wheeled base drives instead")
+    if importlib.util.find_spec("rclpy") is None:
+        console.print("  no ROS 2 on this machine; the same runtime runs in process")
+    config = RunConfig(bundle, embodiment="wheeled" if missing else "g1", goals=3, seconds=150, seed=seed)
+    with progress_bar("seconds") as progress:
+        result = run(config, progress)
+    console.print(
+        f"  {result['goals_reached']} of 3 goals, {result['falls']} falls, {result['rate_hz']:.2f} Hz, "
+        f"{result['deadline_misses']} of {result['commands']} deadlines missed"
+    )
+    write_atomically(out, json.dumps(result))

@@ -1,0 +1,147 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from envs.collect import CollectConfig, collect, record
+from envs.episodes import Episode, describe, read_episodes, write_episodes
+from policies.spec import ActionSpec, ContractError, Feature, Spec
+
+SPEC = Spec(
+    (Feature("goal", (2,), "m", "base_link"),),
+    ActionSpec(("vx", "wz"), ("m/s", "rad/s"), "base_link", (-1.0, -1.0), (1.0, 1.0)),
+    10.0,
+    1,
+    1,
+)
+
+
+def episode(seed: int, length: int) -> Episode:
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-1, 1, (length, 2)).astype(np.float32)
+    goal = rng.normal(size=(length, 2)).astype(np.float32)
+    return Episode(
+        seed, {"goal": goal}, actions, actions, np.zeros(length, np.float32), np.zeros((length, 3), np.float32)
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    target = tmp_path / "episodes.hdf5"
+    write_episodes(
+        target, [episode(i, 5 + i % 4) for i in range(40)], "kinoflow/Nav-v0", {"embodiment": "wheeled"}, SPEC
+    )
+    return target
+
+
+def test_round_trip(path: Path) -> None:
+    file = read_episodes(path)
+    assert file.spec == SPEC
+    assert file.env_id == "kinoflow/Nav-v0"
+    assert file.env_kwargs == {"embodiment": "wheeled"}
+    np.testing.assert_array_equal(file.actions[:5], episode(0, 5).actions)
+    assert len(file.actions) == sum(5 + i % 4 for i in range(40))
+    assert len(np.unique(file.first[file.valid])) == 2
+
+
+def test_windows_stay_inside_their_episode(path: Path) -> None:
+    file = read_episodes(path)
+    observations, actions = file.windows(np.array([0, 4, 5]), history=3, horizon=4)
+    first, second = episode(0, 5), episode(1, 6)
+    goal = first.observations["goal"]
+    np.testing.assert_array_equal(observations["goal"][0], goal[[0, 0, 0]])
+    np.testing.assert_array_equal(observations["goal"][1], goal[[2, 3, 4]])
+    np.testing.assert_array_equal(actions[1], first.actions[[4, 4, 4, 4]])
+    np.testing.assert_array_equal(observations["goal"][2], second.observations["goal"][[0, 0, 0]])
+
+
+def test_units_frames_and_environment_are_in_the_file(path: Path) -> None:
+    with h5py.File(path) as file:
+        assert file["data/demo_0/obs/goal"].attrs["unit"] == "m"
+        assert file["data/demo_0/actions"].attrs["unit"] == "m/s, rad/s"
+        assert json.loads(file["data"].attrs["env_args"])["env_name"] == "kinoflow/Nav-v0"
+
+
+def test_altered_data_are_refused(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["data/demo_3/actions"][0, 0] += 0.5
+    with pytest.raises(ContractError, match="was altered"):
+        read_episodes(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="no episode file"):
+        read_episodes(tmp_path / "none.hdf5")
+    (tmp_path / "text.hdf5").write_text("not HDF5")
+    with pytest.raises(ContractError, match="not a kinoflow episode file"):
+        read_episodes(tmp_path / "text.hdf5")
+
+
+def test_describing_counts_what_is_there(path: Path) -> None:
+    facts = describe(path)
+    assert (facts["episodes"], facts["validation_episodes"], facts["longest_s"]) == (40, 2, 0.8)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("robomimic") is None, reason="robomimic is not installed")
+def test_robomimics_own_dataset_opens_the_file(path: Path) -> None:
+    from robomimic.utils import obs_utils
+    from robomimic.utils.dataset import SequenceDataset
+
+    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["goal"], "rgb": []}})
+    dataset = SequenceDataset(
+        str(path),
+        obs_keys=["goal"],
+        dataset_keys=["actions", "rewards", "dones"],
+        frame_stack=2,
+        seq_length=4,
+        load_next_obs=False,
+        hdf5_cache_mode=None,
+        filter_by_attribute="train",
+    )
+    assert len(dataset) == sum(5 + i % 4 for i in range(40) if i % 20 != 19)
+    np.testing.assert_allclose(dataset[0]["actions"][1:], episode(0, 5).actions[:4])
+
+
+def config(tmp_path: Path, episodes: int = 4) -> CollectConfig:
+    return CollectConfig(out=tmp_path / "nav.hdf5", episodes=episodes, seed=7, workers=2)
+
+
+def test_collecting_is_reproducible_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.collect.SHARD", 2)
+    calls: list[tuple[int, int]] = []
+    whole = collect(config(tmp_path / "a"), lambda done, total: calls.append((done, total)))
+    assert (whole["tried"], whole["kept"]) == (4, 4)
+    assert calls[-1] == (4, 4)
+    collect(config(tmp_path / "b", episodes=2), lambda done, total: None)
+    assert read_episodes(tmp_path / "a/nav.hdf5").sha256 != read_episodes(tmp_path / "b/nav.hdf5").sha256
+    with pytest.raises(KeyboardInterrupt):
+        collect(config(tmp_path / "c"), interrupt_after(2))
+    assert not (tmp_path / "c/nav.hdf5").exists()
+    resumed: list[int] = []
+    collect(config(tmp_path / "c"), lambda done, total: resumed.append(done))
+    assert resumed[0] >= 2
+    assert read_episodes(tmp_path / "c/nav.hdf5").sha256 == read_episodes(tmp_path / "a/nav.hdf5").sha256
+
+
+def interrupt_after(count: int):  # noqa: ANN201 (a progress callback)
+    def progress(done: int, total: int) -> None:
+        if done >= count:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_noise_is_executed_but_not_taught() -> None:
+    import gymnasium
+
+    env = gymnasium.make("kinoflow/Nav-v0", disable_env_checker=True)
+    noisy = record(env, seed=1, noise=0.35)
+    assert noisy is not None
+    assert np.abs(noisy.executed - noisy.actions).max() > 0.02
+    calm = record(env, seed=1, noise=0.0)
+    assert calm is not None
+    np.testing.assert_allclose(calm.executed, calm.actions, atol=1e-6)
+    assert np.abs(calm.actions[-3:]).max() < 0.15, "an episode ends at rest"

@@ -1,0 +1,34 @@
+"""Policies without a network, loaded by name in worker processes."""
+
+import math
+
+import gymnasium
+import numpy as np
+
+import envs  # noqa: F401 (registers the environment)
+from policies.spec import Array, ChunkPolicy, Observation, Spec
+
+BLIND, CAUTIOUS = "blind", "cautious"
+
+
+class StraightAhead:
+    """Drives at the goal; the cautious one stops a metre before the first obstacle."""
+
+    def __init__(self, stop_before: float) -> None:
+        env = gymnasium.make("kinoflow/Nav-v0", disable_env_checker=True).unwrapped
+        contract: Spec = env.contract  # type: ignore[attr-defined]
+        self.spec = Spec(contract.observations, contract.action, contract.rate_hz, history=1, horizon=8)
+        self._stop_before = stop_before
+
+    def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
+        x, y = (float(value) for value in observation["goal"][-1])
+        bearing, distance = math.atan2(y, x), math.hypot(x, y)
+        blocked = observation["scan"][-1].min() < self._stop_before
+        speed = 0.0 if blocked or distance < 0.1 else min(0.5, distance) * max(0.0, math.cos(bearing))
+        turn = 1.5 * bearing if distance > 0.3 else 0.0
+        command = self.spec.action.clip(np.array([speed, 0.0, turn]))
+        return np.tile(command, (self.spec.horizon, 1)).astype(np.float32)
+
+
+def load(name: str) -> ChunkPolicy:
+    return StraightAhead(1.0 if name == CAUTIOUS else 0.0)

@@ -1,0 +1,143 @@
+"""What every head has to do. Heads are discovered: a new file in policies/ is tested without being listed."""
+
+import pkgutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import policies
+from policies.head import Head, find_head, head_name
+from policies.norm import Normaliser
+from policies.policy import Policy
+from policies.spec import ActionSpec, ContractError, Feature, Spec
+
+SPEC = Spec(
+    (Feature("goal", (2,), "m", "base_link"), Feature("scan", (72,), "m", "base_link")),
+    ActionSpec(("vx", "vy", "wz"), ("m/s", "m/s", "rad/s"), "base_link", (-0.3, -0.2, -0.7), (0.6, 0.2, 0.7)),
+    10.0,
+    2,
+    16,
+)
+
+
+def discovered() -> list[type[Head]]:
+    heads = []
+    for module in pkgutil.iter_modules(policies.__path__):
+        try:
+            heads.append(find_head(module.name))
+        except ValueError:
+            continue  # not a head's file
+    return [head for head in heads if head is not Head]
+
+
+HEADS = discovered()
+
+
+def make(head: type[Head], seed: int = 0) -> Head:
+    torch.manual_seed(seed)
+    made = head(SPEC, head.Config())
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))  # away from the zero-initialised output
+    return made.eval()
+
+
+def batch(size: int, seed: int = 1) -> tuple[dict[str, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    observation = {
+        f.name: torch.rand(size, SPEC.history, *f.shape, generator=generator) * 2 - 1 for f in SPEC.observations
+    }
+    return observation, torch.rand(size, SPEC.horizon, SPEC.action.dim, generator=generator) * 2 - 1
+
+
+def test_there_is_a_head() -> None:
+    assert "FlowDiT" in [head.__name__ for head in HEADS]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_estimate_has_the_shape_of_the_chunk_and_mixes_to_it(kind: type[Head]) -> None:
+    observation, x = batch(5)
+    t = torch.linspace(0.1, 0.9, 5)
+    data, noise = make(kind).bind(observation)(x, t)
+    assert data.shape == noise.shape == x.shape
+    torch.testing.assert_close(t[:, None, None] * data + (1 - t[:, None, None]) * noise, x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_one_sample_alone_equals_the_same_sample_in_a_batch(kind: type[Head]) -> None:
+    head, (observation, x), t = make(kind), batch(4), torch.full((4,), 0.3)
+    together = head.bind(observation)(x, t).data[2:3]
+    alone = head.bind({name: value[2:3] for name, value in observation.items()})(x[2:3], t[2:3]).data
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("name", [feature.name for feature in SPEC.observations])
+def test_every_observation_matters(kind: type[Head], name: str) -> None:
+    head, (observation, x), t = make(kind), batch(2), torch.full((2,), 0.3)
+    changed = observation | {name: -observation[name]}
+    assert (head.bind(observation)(x, t).data - head.bind(changed)(x, t).data).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_loss_is_reproducible_and_falls_on_64_samples(kind: type[Head]) -> None:
+    torch.manual_seed(0)
+    head, (observation, actions) = kind(SPEC, kind.Config()), batch(64)
+    losses = [head.loss(observation, actions, torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert losses[0] == losses[1]
+    optimiser, generator = torch.optim.AdamW(head.parameters(), 1e-3), torch.Generator().manual_seed(0)
+    for _ in range(40):
+        optimiser.zero_grad()
+        head.loss(observation, actions, generator).backward()
+        optimiser.step()
+    assert head.loss(observation, actions, torch.Generator().manual_seed(7)) < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_saved_policy_plans_the_same_chunk(kind: type[Head], tmp_path: Path) -> None:
+    policy, (observation, noise) = Policy(make(kind), Normaliser.identity(SPEC), steps=3).eval(), batch(1)
+    policy.save(tmp_path)
+    again = Policy.load(tmp_path)
+    inputs = observation, noise, torch.zeros_like(noise), torch.zeros(1, SPEC.horizon)
+    assert torch.equal(policy.plan(*inputs), again.plan(*inputs))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_plan_keeps_what_is_held_and_the_limits(kind: type[Head]) -> None:
+    policy, (observation, noise) = Policy(make(kind), Normaliser.identity(SPEC)).eval(), batch(1)
+    committed, hold = torch.full_like(noise, 0.1), torch.zeros(1, SPEC.horizon)
+    hold[:, :4] = 1
+    chunk = policy.plan(observation, 3 * noise, committed, hold)
+    torch.testing.assert_close(chunk[:, :4], committed[:, :4], atol=1e-5, rtol=0)
+    assert (chunk >= torch.tensor(SPEC.action.low) - 1e-6).all()
+    assert (chunk <= torch.tensor(SPEC.action.high) + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_is_found_by_the_name_it_is_saved_under(kind: type[Head]) -> None:
+    assert find_head(head_name(make(kind))) is kind
+
+
+@pytest.mark.parametrize("name", ["nosuchhead", "spec", "policies.flowdit:Nothing"])
+def test_an_unknown_head_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=r"nosuchhead|policies\.(spec|flowdit)"):
+        find_head(name)
+
+
+def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"holds no policy"):
+        Policy.load(tmp_path)
+    kind = find_head("flowdit")
+    Policy(kind(SPEC, kind.Config(width=32)), Normaliser.identity(SPEC)).save(tmp_path)
+    settings = (tmp_path / "policy.json").read_text().replace('"width": 32', '"width": 64')
+    (tmp_path / "policy.json").write_text(settings)
+    with pytest.raises(ContractError, match="does not fit"):
+        Policy.load(tmp_path)
+
+
+def test_at_least_one_denoising_step() -> None:
+    kind = find_head("flowdit")
+    with pytest.raises(ValueError, match="steps=0"):
+        Policy(kind(SPEC, kind.Config(width=32)), Normaliser.identity(SPEC), steps=0)

@@ -1,0 +1,128 @@
+"""The latency benchmark, with a small bundle and a small U-Net."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_bundle import write
+from torch import Tensor, nn
+
+from benchmarks.latency import DiffusionPolicy, as_text, cosine_variances, make_arms, measure
+from policies.export import export
+from policies.flowdit import Config, FlowDiT
+from policies.norm import Normaliser
+from policies.policy import Policy
+from policies.spec import ActionSpec, ContractError, Feature, Spec
+
+SPEC = Spec(
+    (Feature("pose", (3,), "m", "odom"), Feature("scan", (2, 4), "m", "base_link")),
+    ActionSpec(("vx", "wz"), ("m/s", "rad/s"), "base_link", (-1.0, -2.0), (1.0, 2.0)),
+    rate_hz=10.0,
+    history=2,
+    horizon=8,
+)
+CONFIG = Config(width=32, depth=1, heads=2, encoder_depth=1)
+WIDTHS, ROUNDS = (8, 16), 3
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy(FlowDiT(SPEC, CONFIG), Normaliser.identity(SPEC), steps=3).eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "small.kfb"
+    export(policy, path, provenance={"recipe": {"config": dataclasses.asdict(CONFIG)}})
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(bundle: Path) -> dict[str, Any]:
+    return measure(bundle, lambda *_: None, WIDTHS, ROUNDS)
+
+
+def size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_every_arm_is_measured(result: dict[str, Any], policy: Policy) -> None:
+    arms = result["arms"]
+    assert list(arms) == ["bundle", "torch", "unet"]
+    assert all(0 < arm["p50_ms"] <= arm["p99_ms"] for arm in arms.values())
+    assert [arm["steps"] for arm in arms.values()] == [3, 3, 10]
+    assert arms["bundle"]["parameters"] == arms["torch"]["parameters"] == size(policy.head)
+    assert all(arm["chunks"] % ROUNDS == 0 for arm in arms.values())
+
+
+def test_ratios_are_those_of_the_medians(result: dict[str, Any]) -> None:
+    assert set(result["ratios"]) == set(result["ranges"]) == set(result["cpu_ratios"])
+    for peer in ("unet", "torch"):
+        name = f"{peer}_over_bundle"
+        expected = result["arms"][peer]["p50_ms"] / result["arms"]["bundle"]["p50_ms"]
+        assert result["ratios"][name] == pytest.approx(expected)
+        low, high = result["ranges"][name]
+        assert 0 < low <= high and result["cpu_ratios"][name] > 0
+
+
+def test_the_result_is_json_and_the_text_names_every_arm(result: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(result)) == result
+    text = as_text(result)
+    assert result["cpu"] in text
+    assert all(arm["what"] in text for arm in result["arms"].values()) and all(
+        name in text for name in result["ratios"]
+    )
+
+
+def test_progress_ends_and_the_thread_count_comes_back(bundle: Path) -> None:
+    usual, done = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    measure(bundle, lambda *now: done.append((*now, torch.get_num_threads())), WIDTHS, rounds=1)
+    after = torch.get_num_threads()
+    torch.set_num_threads(usual)
+    assert done == [(0, 1, "", 1), (1, 1, "", 1)] and after == 2
+
+
+def test_the_torch_arm_is_the_bundles_head(bundle: Path, policy: Policy) -> None:
+    rebuilt = make_arms(bundle, WIDTHS)["torch"].policy
+    assert isinstance(rebuilt, Policy) and isinstance(rebuilt.head, FlowDiT)
+    assert (rebuilt.head.config, rebuilt.spec, rebuilt.steps) == (CONFIG, SPEC, policy.steps)
+
+
+def test_the_diffusion_policy_takes_ten_steps_from_noise_to_data() -> None:
+    spec, times = dataclasses.replace(SPEC, horizon=16), []
+    peer = DiffusionPolicy(spec, WIDTHS).eval()
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x, t, condition = inputs
+        assert x.shape == (1, 16, 2) and condition.shape == (1, 2 * (3 + 8))
+        times.append(round(float(t) * 100))
+
+    peer.network.register_forward_pre_hook(note)
+    noise = np.random.default_rng(0).standard_normal((16, 2), np.float32)
+    observation = {f.name: np.ones((2, *f.shape), np.float32) for f in spec.observations}
+    actions = peer.act(observation, noise, noise, noise[:, 0])
+    assert times == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
+    assert actions.shape == (16, 2) and np.abs(actions).max() <= 1
+
+
+def test_the_cosine_schedule_ends_in_noise() -> None:
+    kept = torch.cumprod(1 - cosine_variances(100), 0)
+    assert kept[0] > 0.999 and kept[49] == pytest.approx(0.5, abs=0.02) and kept[-1] < 1e-4
+
+
+def test_a_bundle_without_the_configuration_of_its_head_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.kfb")
+    with pytest.raises(ContractError, match=r"provenance has no recipe\.config but \['recipe', 'seeds'\]"):
+        measure(tmp_path / "tiny.kfb", lambda *_: None)
+
+
+def test_a_configuration_that_does_not_fit_the_head_is_refused(tmp_path: Path) -> None:
+    provenance = {"recipe": {"config": {"breadth": 3}}}
+    write(tmp_path / "odd.kfb", name="policies.flowdit:FlowDiT", provenance=provenance)
+    with pytest.raises(ContractError, match=r"recipe\.config does not fit policies\.flowdit:FlowDiT: .*breadth"):
+        measure(tmp_path / "odd.kfb", lambda *_: None)

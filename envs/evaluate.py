@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.collect import drivers
 from envs.drive import COMMAND_HZ, Driver, PolicyDriver, Row, Scripted, StandingStill, run_episode, run_realtime
-from policies.runtime.worker import InferenceWorker, InlineWorker
+from policies.runtime.worker import InferenceWorker, InlineWorker, one_numeric_thread
 from policies.spec import ChunkPolicy
 
 VALIDATION_SEED = 500_000  # first of the seeds that choices may be made on; reports start at 0, training at 1,000,000
@@ -146,7 +146,8 @@ def _run_all(
 
     for name in live:
         loops[name] = _run_live(name, loader, seeds, config, partial(note, name))
-    with ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"))
+    with one_numeric_thread(), pool:
         jobs = {
             pool.submit(_run_shard, name, loader if index < policies else "", shard, config): name
             for index, name in enumerate(names)

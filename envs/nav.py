@@ -44,9 +44,9 @@ class NavEnv(gymnasium.Env[Any, Array]):
     backwards, counter-clockwise.
     Action: body velocity command (vx, vy, wz), for the drone (vx, vy, vz, wz).
 
-    An episode succeeds when the robot is within 0.3 m of the goal and, over the last second, slower than 0.1 m/s.
-    It ends early on a collision or a fall and is truncated after 60 s. The reward is the progress towards the goal in metres, plus 1 on
-    success, minus 1 on a collision or fall.
+    An episode succeeds when the robot is within 0.3 m of the goal and, over the last second, slower than 0.1 m/s. It
+    ends early on a collision or a fall and is truncated after 60 s. The reward is the progress towards the goal in
+    metres, plus 1 on success, minus 1 on a collision or fall.
 
     Args:
         embodiment: ``"wheeled"``, ``"drone"`` or ``"g1"`` (a walking Unitree G1).

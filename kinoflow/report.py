@@ -45,7 +45,9 @@ def write_report(folder: Path, path: Path) -> None:
         ),
     ]
     title = "kinoflow: from expert episodes to a robot that drives itself"
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
+    )
     write_atomically(path, page + "".join(sections) + "</html>\n")
 
 
@@ -63,7 +65,9 @@ def _run_section(run: Mapping[str, Any]) -> str:
         "guard": run["guard"]["fault"] or "no fault",
     }
     trace = np.array(run["trace"])
-    columns = [(f"commanded {name}", trace[:, 1 + i]) for i, name in enumerate(("vx in m/s", "vy in m/s", "wz in rad/s"))]
+    columns = [
+        (f"commanded {name}", trace[:, 1 + i]) for i, name in enumerate(("vx in m/s", "vy in m/s", "wz in rad/s"))
+    ]
     columns.append(("time between commands in ms", 1e3 * np.diff(trace[:, 0])))
     room = make_room({"env": run["env"], "embodiment": run["embodiment"]}, run["seed"])
     pictures = _image(figures.walk(room, run["path"], run["goals"])) + _image(figures.histograms(columns))

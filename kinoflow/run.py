@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from policies.runtime.loop import Loop
 from policies.runtime.runner import Runner
 from policies.runtime.worker import InferenceWorker
 from policies.spec import Array, ContractError, Spec
-from ros_nodes.pilot import GOAL, ODOMETRY, SCAN, Pilot
+from ros_nodes.pilot import GOAL, ODOMETRY, REPLAN, SCAN, Pilot, require_embodiment, timing
 
 ENVIRONMENT = "kinoflow/Nav-v0"
 LOADER = "policies.load:load_policy"
@@ -35,8 +35,10 @@ HOLD_S = 1.0  # the robot rests at a goal this long before the next one
 START_S = 90.0  # for all processes to come up
 LAST_REPORT_S = 0.7  # to receive what the nodes report last
 TRACE_S = 0.1  # between two points of the path
-TIMING = ("rate_hz", "period_ms", "lateness_ms", "deadline_misses", "commands")
-POLICY = (*TIMING, "inference_ms", "delay_ms", "chunk_age_ms", "scheduling")
+POLICY = (
+    *("rate_hz", "period_ms", "lateness_ms", "deadline_misses", "commands", "scheduling"),
+    *("inference_ms", "delay_ms", "chunk_age_ms"),
+)
 
 Progress = Callable[..., None]
 
@@ -87,28 +89,27 @@ def run(config: RunConfig, progress: Progress) -> dict[str, Any]:
     env.reset(seed=config.seed)
     spec.require(env.contract)
     course = Course(draw_goals(env, config.goals, config.seed), config.seconds)
-    missing = "" if importlib.util.find_spec("rclpy") else "rclpy is not installed; pip install 'kinoflow[ros]'"
-    if config.in_process or missing:
-        report = {
-            "mode": "in-process",
-            "note": missing or "asked for",
-            **_drive_here(config, spec, env, course, progress),
-        }
+    reason = "asked for" if config.in_process else _why_no_ros()
+    if reason:
+        report = {"mode": "in-process", "note": reason, **_drive_here(config, spec, env, course, progress)}
     else:
         report = {"mode": "ros2", **_drive_nodes(config, env, course, progress)}
     return {**report, **course.report()}
+
+
+def _why_no_ros() -> str:
+    try:
+        importlib.import_module("rclpy")
+    except ImportError as error:
+        return f"ROS 2 is not there ({error}); pip install 'kinoflow[ros]'"
+    return ""
 
 
 def _spec(config: RunConfig) -> Spec:
     from policies.bundle import Bundle
 
     bundle = Bundle.load(config.bundle)
-    recorded = bundle.manifest.provenance.get("embodiment", config.embodiment)
-    if recorded != config.embodiment:
-        raise ContractError(
-            f"embodiment: {config.bundle} was trained on '{recorded}', '{config.embodiment}' is to be driven; "
-            f"add --embodiment {recorded} or give another bundle"
-        )
+    require_embodiment(bundle.manifest.provenance, config.embodiment)
     return bundle.spec
 
 
@@ -310,7 +311,8 @@ def _drive_here(config: RunConfig, spec: Spec, env: NavEnv, course: Course, prog
     with InferenceWorker(str(config.bundle), LOADER, spec) as worker:
         worker.wait_ready()
         rng = np.random.default_rng(config.seed)
-        pilot = Pilot(spec, Runner(worker, ChunkBuffer(spec, MAX_CHUNK_AGE_S), rng, spec.rate_hz), MAX_AGE_S)
+        runner = Runner(worker, ChunkBuffer(spec, MAX_CHUNK_AGE_S), rng, REPLAN * spec.rate_hz)
+        pilot = Pilot(spec, runner, MAX_AGE_S)
         robot = _Robot(env, pilot, course)
         loop = Loop(1 / COMMAND_HZ, robot.tick)
         loop.start()
@@ -320,9 +322,7 @@ def _drive_here(config: RunConfig, spec: Spec, env: NavEnv, course: Course, prog
                 progress(int(course.now), int(config.seconds), course.text())
         finally:
             loop.stop()
-        report = loop.report()
-    timing = {
-        name: value._asdict() if name.endswith("_ms") else value for name in TIMING for value in [getattr(report, name)]
-    }
-    outcome = {"fault": robot.guard.fault, "interventions": robot.guard.interventions}
-    return {**timing, **pilot.report(), "scheduling": loop.scheduling, "guard": outcome, "received_hz": report.rate_hz}
+    statistics = {**timing(loop), **pilot.report(), "commands": pilot.commands}
+    report = {name: statistics[name] for name in POLICY}
+    outcome = {"fault": robot.guard.fault, "interventions": dict(robot.guard.interventions)}
+    return {**report, "guard": outcome, "received_hz": report["rate_hz"]}

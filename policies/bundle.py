@@ -41,10 +41,11 @@ SI_SYMBOL = "1|m|s|kg|A|K|mol|cd|rad|sr|Hz|N|Pa|J|W|C|V|F|Ohm|S|Wb|T|H|lm|lx"
 
 @dataclass(frozen=True)
 class Sampler:
-    """The unrolled sampler: number of network evaluations and the ``steps + 1`` times they lie between."""
+    """The unrolled sampler: network evaluations, the ``steps + 1`` times between them and the scale of the noise."""
 
     steps: int
     grid: tuple[float, ...]
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Manifest:
         data = _verified_json(content, {field.name for field in dataclasses.fields(cls)})
         try:
             shapes = {key: {k: tuple(v) for k, v in data[key].items()} for key in ("inputs", "outputs")}
-            sampler = Sampler(data["sampler"]["steps"], tuple(data["sampler"]["grid"]))
+            sampler = Sampler(**{**data["sampler"], "grid": tuple(data["sampler"]["grid"])})
             nested = {"spec": Spec.from_json(data["spec"]), "sampler": sampler, "latency": Latency(**data["latency"])}
             manifest = cls(**{**data, **shapes, **nested})
             check_contract(manifest.spec)

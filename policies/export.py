@@ -76,7 +76,7 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any]) -
         policy.spec,
         golden,
         name=head_name(policy.head),
-        sampler=Sampler(policy.steps, uniform(policy.steps)),
+        sampler=Sampler(policy.steps, uniform(policy.steps), policy.temperature),
         normalisation=policy.normaliser.statistics(),
         latency=latency,
         max_error=max_error,

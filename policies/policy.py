@@ -28,13 +28,14 @@ class Policy(nn.Module):
         head: Action head; works in normal units.
         normaliser: Maps between the two.
         steps: Denoising steps on a uniform time grid.
+        temperature: Scale of the start noise; below 1 chunks are less diverse and more typical.
     """
 
-    def __init__(self, head: Head, normaliser: Normaliser, steps: int = 4) -> None:
+    def __init__(self, head: Head, normaliser: Normaliser, steps: int = 4, temperature: float = 1.0) -> None:
         super().__init__()
         if steps < 1:
             raise ValueError(f"steps={steps}: sampling needs at least one step")
-        self.head, self.normaliser, self.steps = head, normaliser, steps
+        self.head, self.normaliser, self.steps, self.temperature = head, normaliser, steps, temperature
 
     @property
     def spec(self) -> Spec:
@@ -55,7 +56,7 @@ class Policy(nn.Module):
         """
         field = self.head.bind(self.normaliser(observation))
         field = hold(field, self.normaliser.normalise(ACTION, committed), hold_weights)
-        actions = self.normaliser.restore(ACTION, solve(straight(field), noise, uniform(self.steps)))
+        actions = self.normaliser.restore(ACTION, solve(straight(field), self.temperature * noise, uniform(self.steps)))
         low, high = (
             torch.tensor(bound, device=noise.device) for bound in (self.spec.action.low, self.spec.action.high)
         )
@@ -81,6 +82,7 @@ class Policy(nn.Module):
             "config": dataclasses.asdict(self.head.config),
             "spec": self.spec.to_json(),
             "steps": self.steps,
+            "temperature": self.temperature,
         }
         save_file(self.state_dict(), folder / f"{WEIGHTS}.part")
         os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
@@ -100,7 +102,8 @@ class Policy(nn.Module):
         except FileNotFoundError as error:
             raise ContractError(f"{folder} holds no policy: {error.filename} is missing; train one first") from error
         spec, head = Spec.from_json(settings["spec"]), find_head(settings["head"])
-        policy = cls(head(spec, head.Config(**settings["config"])), Normaliser.identity(spec), settings["steps"])
+        sampler = {key: settings[key] for key in ("steps", "temperature")}
+        policy = cls(head(spec, head.Config(**settings["config"])), Normaliser.identity(spec), **sampler)
         try:
             policy.load_state_dict(weights, strict=True)
         except RuntimeError as error:

@@ -31,6 +31,7 @@ ConfigT = TypeVar("ConfigT")
 Rollout = Callable[[Policy], float]
 
 LOG_EVERY = 20
+SAVE_EVERY = 200  # steps an interruption can cost at most
 
 
 class Windows(Protocol):
@@ -64,6 +65,7 @@ class Recipe(Generic[ConfigT]):
         history: Observations the policy sees.
         horizon: Actions per chunk.
         sample_steps: Denoising steps of the policy.
+        temperature: Scale of the policy's start noise.
         evaluate_every: Steps between checkpoints; each is rolled out on validation seeds, the best becomes the policy.
         rollouts: Validation episodes per checkpoint; 0 keeps the last weights.
         seed: Seed of initial weights, batches and noise.
@@ -82,6 +84,7 @@ class Recipe(Generic[ConfigT]):
     history: int = 2
     horizon: int = 16
     sample_steps: int = 4
+    temperature: float = 0.5
     evaluate_every: int = 1000
     rollouts: int = 40
     seed: int = 0
@@ -106,7 +109,7 @@ class Trainer(Generic[ConfigT]):
             torch.manual_seed(recipe.seed)  # torch initialises layers from its global generator only
             network = find_head(head)(spec, recipe.config)
         normaliser = Normaliser.fit(spec, data.observations)
-        self.policy = Policy(network, normaliser, recipe.sample_steps)
+        self.policy = Policy(network, normaliser, recipe.sample_steps, recipe.temperature)
         self.average = deepcopy(self.policy).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
@@ -114,11 +117,15 @@ class Trainer(Generic[ConfigT]):
         self.step, self.best = 0, -math.inf
         self._train_steps, self._valid_steps = np.flatnonzero(~data.valid), np.flatnonzero(data.valid)
         self._resume(head) if resume else self._begin(head)
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self._board = SummaryWriter(str(self.out), purge_step=self.step + 1)
 
     def _begin(self, head: str) -> None:
-        if (self.out / "run.json").exists():
+        if (self.out / "state.safetensors").exists():
             raise ContractError(f"{self.out} already holds a run; continue it with --resume or choose another --out")
         self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before there was anything to resume
         packages = ("torch", "numpy", "mujoco", "gymnasium")
         run = {
             "head": head,
@@ -190,6 +197,8 @@ class Trainer(Generic[ConfigT]):
                     self.step, self.recipe.steps, ", ".join(f"{k} {v:.3f}" for k, v in entry.items() if k != "step")
                 )
                 since = time.perf_counter()
+            elif self.step % SAVE_EVERY == 0:
+                self._save()
         return entry
 
     def _losses(self) -> Iterator[float]:
@@ -256,6 +265,9 @@ class Trainer(Generic[ConfigT]):
     def _log(self, entry: dict[str, Any]) -> None:
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
+        for name, value in entry.items():
+            self._board.add_scalar(name, value, entry["step"])
+        self._board.flush()
 
 
 @contextmanager

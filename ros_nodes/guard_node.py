@@ -19,6 +19,7 @@ from policies.runtime.loop import Loop
 from policies.spec import ContractError
 from ros_nodes import shared
 from ros_nodes.convert import BASE_FRAME, ODOMETRY_FRAME, point_values, require_frame, twist_message, twist_values
+from ros_nodes.pilot import timing
 
 _GOODBYE = 5  # zero commands at the end
 
@@ -168,7 +169,7 @@ class GuardNode(Node):
             "waiting": guard.waiting,
             "estop_pressed": self._pressed,
             "pose_age_s": None if pose is None else round(now - seen, 3),
-            **shared.timing(self._loop.report(), self._loop.scheduling),
+            **timing(self._loop),
         }
 
     def close(self) -> None:

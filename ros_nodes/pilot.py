@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from policies.runtime.loop import Percentiles
+from policies.runtime.loop import Loop, Percentiles
 from policies.runtime.runner import Runner
 from policies.spec import ActionSpec, Array, ContractError, Feature, Spec
 from ros_nodes.convert import BASE_FRAME, goal_in_base
 
 GOAL, ODOMETRY, SCAN = "goal", "odom", "scan"
+REPLAN = 1.5  # plans per action of a chunk at most: a new scan never has to wait until the next plan is due
 STRIDE = 1.0  # s, a policy sees the mean velocity over one stride: a walking robot sways as fast as it travels
 _SAMPLES = 2048  # that percentiles look back
 
@@ -47,6 +48,14 @@ class Waiting(Exception):
     """There is no command yet, and nothing is wrong."""
 
 
+def timing(loop: Loop) -> dict[str, Any]:
+    """Return the statistics of a control loop as JSON values."""
+    report = loop.report()
+    percentiles = {name: getattr(report, name)._asdict() for name in ("period_ms", "lateness_ms", "tick_ms")}
+    counts = {name: getattr(report, name) for name in ("rate_hz", "deadline_misses", "commands")}
+    return {**counts, **percentiles, "scheduling": loop.scheduling}
+
+
 def offered(names: Sequence[str], policy: Spec) -> Spec:
     """Return the contract that odometry, a goal and a laser scan can serve, for `Spec.require`.
 
@@ -63,6 +72,19 @@ def offered(names: Sequence[str], policy: Spec) -> Spec:
     units = tuple("rad/s" if name == "wz" else "m/s" for name in names)
     action = ActionSpec(tuple(names), units, BASE_FRAME, policy.action.low, policy.action.high)
     return Spec(observations, action, policy.rate_hz, policy.history, policy.horizon)
+
+
+def require_embodiment(provenance: Mapping[str, Any], robot: str) -> None:
+    """Require that a bundle was made for a robot; a bundle that does not say so passes.
+
+    Raises:
+        ContractError: It was made for another one.
+    """
+    recorded = provenance.get("embodiment", robot)
+    if recorded != robot:
+        raise ContractError(
+            f"embodiment: the bundle was trained on '{recorded}', the robot is '{robot}'; load the bundle of this robot"
+        )
 
 
 class Pilot:
@@ -145,7 +167,7 @@ class Pilot:
         stamp = odometry.stamp
         if SCAN in self._sizes:
             scan = self._fresh(SCAN, now)
-            values["scan"], stamp = scan.value, min(stamp, scan.stamp)
+            values["scan"], stamp = scan.value, scan.stamp  # the slower sensor sets the pace
         self._runner.observe({name: values[name] for name in self._sizes}, stamp)
 
     def _fresh(self, name: str, now: float) -> Input:

@@ -33,7 +33,7 @@ from ros_nodes.convert import (
     twist_message,
     twist_values,
 )
-from ros_nodes.pilot import GOAL, ODOMETRY, SCAN, Motion, Pilot, offered
+from ros_nodes.pilot import GOAL, ODOMETRY, REPLAN, SCAN, Motion, Pilot, offered, require_embodiment, timing
 
 LOADER = "policies.load:load_policy"
 UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"
@@ -156,21 +156,17 @@ class PolicyNode(LifecycleNode):
         self._worker = InferenceWorker(settings.bundle, LOADER, spec, settings.warm_up)
         self._worker.wait_ready()
         buffer = ChunkBuffer(spec, settings.max_age_chunk_s)
-        runner = Runner(self._worker, buffer, np.random.default_rng(settings.seed), spec.rate_hz)
+        runner = Runner(self._worker, buffer, np.random.default_rng(settings.seed), REPLAN * spec.rate_hz)
         ages = {ODOMETRY: settings.max_age_odom_s, SCAN: settings.max_age_scan_s}
         self._pilot = Pilot(spec, runner, ages)
         beams = next((feature.shape[0] for feature in spec.observations if feature.name == SCAN), 0)
         self._listen(self._pilot, settings, beams)
 
     def _require(self, bundle: Bundle, settings: PolicySettings) -> None:
-        recorded = bundle.manifest.provenance.get("embodiment")
-        if recorded is None:
+        provenance = bundle.manifest.provenance
+        require_embodiment(provenance, settings.embodiment)
+        if "embodiment" not in provenance:
             self.get_logger().warning(f"{settings.bundle} does not record its embodiment; make sure it fits")
-        elif recorded != settings.embodiment:
-            raise ContractError(
-                f"embodiment: {settings.bundle} was trained on '{recorded}', this robot is '{settings.embodiment}'; "
-                "load the bundle of this robot"
-            )
         if len(settings.geofence) != 4:
             raise ContractError(f"geofence has {len(settings.geofence)} values, x_min, x_max, y_min, y_max are needed")
         bundle.spec.require(offered(settings.names, bundle.spec))
@@ -281,7 +277,7 @@ class PolicyNode(LifecycleNode):
         if self._pilot is not None:
             values |= {"input_age_s": self._pilot.ages(time.monotonic()), **self._pilot.report()}
         if self._loop is not None:
-            values |= shared.timing(self._loop.report(), self._loop.scheduling)
+            values |= timing(self._loop)
         if self._pilot is not None:
             values["commands"] = self._pilot.commands
         return values

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import rclpy
@@ -36,6 +36,8 @@ _DOMAINS = range(1, 102)  # those whose ports lie below the ephemeral ones on Li
 _PDEATHSIG = 1  # of prctl(2)
 _TAIL = 1500  # characters of a node's output in an error
 _LIBC = ctypes.CDLL(None)
+
+MonitorT = TypeVar("MonitorT", bound="Monitor")
 
 
 class NodeError(RuntimeError):
@@ -179,7 +181,7 @@ class Monitor:
         self.node.create_subscription(DiagnosticArray, "diagnostics", self._on_status, QoSProfile(depth=50))
         self.node.create_subscription(PoseStamped, "pose", self._on_pose, shared.SENSOR)
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self: MonitorT) -> MonitorT:
         return self
 
     def __exit__(self, *error: object) -> None:

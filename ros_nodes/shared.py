@@ -21,7 +21,6 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 
-from policies.runtime.loop import LoopReport
 from ros_nodes.convert import nanoseconds, status_message
 
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -121,13 +120,6 @@ class Reporter:
         self._state, self._next = (level, text), now + self._period_s
         name, stamp = self._node.get_fully_qualified_name().lstrip("/"), self._clock.now().to_msg()
         self._publisher.publish(status_message(name, level, text, values(), self.hardware, stamp))
-
-
-def timing(report: LoopReport, scheduling: str) -> dict[str, Any]:
-    """Return the statistics of a control loop as JSON values."""
-    percentiles = {name: getattr(report, name)._asdict() for name in ("period_ms", "lateness_ms", "tick_ms")}
-    counts = {name: getattr(report, name) for name in ("rate_hz", "deadline_misses", "commands")}
-    return {**counts, **percentiles, "scheduling": scheduling}
 
 
 def spin(create: Callable[[], Any]) -> None:

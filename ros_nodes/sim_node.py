@@ -29,6 +29,7 @@ from ros_nodes.convert import (
     scan_message,
     twist_values,
 )
+from ros_nodes.pilot import timing
 
 STEP_HZ = 50.0
 SCAN_EVERY = 5  # steps
@@ -120,7 +121,7 @@ class SimNode(Node):
         self._reporter.report(shared.ERROR if failure else shared.OK, text, self._values)
 
     def _values(self) -> dict[str, Any]:
-        env, report = self._env, self._loop.report()
+        env, loop = self._env, timing(self._loop)
         return {
             "success": bool(env.success),
             "collision": bool(env.collision),
@@ -129,8 +130,8 @@ class SimNode(Node):
             "goal": [round(float(value), 3) for value in env.goal],
             "time_s": round(env.time, 2),
             "received_hz": _rate(list(self._arrivals)),
-            "real_time_factor": round(report.rate_hz / STEP_HZ, 4),
-            **shared.timing(report, self._loop.scheduling),
+            "real_time_factor": round(loop["rate_hz"] / STEP_HZ, 4),
+            **loop,
         }
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ def write(path: Path, **changes: Any) -> Manifest:
         "spec": SPEC,
         "golden": make_golden(),
         "name": "policies.tiny:Tiny",
-        "sampler": Sampler(2, (0.0, 0.5, 1.0)),
+        "sampler": Sampler(2, (0.0, 0.5, 1.0), 1.0),
         "normalisation": {"pose": {"offset": [0.0, 0.0, 0.0], "scale": [1.0, 1.0, 1.0]}},
         "latency": Latency(1.0, 2.0, 1, "cpu"),
         "max_error": 1e-7,

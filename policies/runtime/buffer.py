@@ -21,10 +21,11 @@ class ChunkBuffer:
     Args:
         spec: Contract of the policy.
         max_age_s: Age from which a chunk is no longer executed, in seconds since its newest observation.
-        soft: Actions beyond the frozen ones over which the tie to the previous chunk fades.
+        soft: Actions beyond the frozen ones over which the tie to the previous chunk fades. It also
+            keeps the policy from reacting.
     """
 
-    def __init__(self, spec: Spec, max_age_s: float, soft: int = 4) -> None:
+    def __init__(self, spec: Spec, max_age_s: float, soft: int = 0) -> None:
         self.delay_s = 0.0
         """Time from an observation to the hand-over of its chunk, in seconds; newest measurement."""
         self._spec, self._max_age_s, self._soft = spec, max_age_s, soft

@@ -147,7 +147,7 @@ class InferenceWorker:
         os.set_blocking(self._wake.fileno(), False)
         arguments = (path, loader, spec, warm_up, *memory, wake, greeting)
         self._process = context.Process(target=_serve, args=arguments, name="kinoflow-inference", daemon=True)
-        with _one_numeric_thread():
+        with one_numeric_thread():
             self._process.start()
         wake.close()
         greeting.close()
@@ -257,7 +257,7 @@ def _answer(spec: Spec) -> np.dtype:
 
 
 @contextlib.contextmanager
-def _one_numeric_thread() -> Iterator[None]:
+def one_numeric_thread() -> Iterator[None]:
     """Environment for a child: numeric libraries read it while they load, before any code of ours runs there."""
     saved = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))

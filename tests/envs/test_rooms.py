@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from envs.rooms import HALF_SIZE, Obstacle, Room, sample_point, sample_room
+from envs.rooms import HALF_SIZE, Map, Obstacle, Room, sample_point, sample_room
 
 ROOMS = [sample_room(np.random.default_rng(seed)) for seed in range(40)]
 
@@ -45,7 +45,7 @@ def test_routes_go_around_and_keep_their_distance() -> None:
 
 def test_the_length_of_a_route_is_that_of_the_taut_path() -> None:
     routes = blocked().map.routes(np.array([3.0, 0.0]), comfortable=False)
-    over_the_corner = 2 * np.hypot(3.0, 2.9 + 0.4)
+    over_the_corner = 2 * np.hypot(3.0 - 0.2, 2.9 + Map.INFLATION) + 0.4
     assert routes.length(np.array([-3.0, 0.0])) == pytest.approx(over_the_corner, rel=0.04)
     assert routes.length(np.array([1.5, 0.0])) == pytest.approx(1.5, abs=0.1)
 

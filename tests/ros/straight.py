@@ -22,7 +22,10 @@ def graph(spec: Spec) -> bytes:
     matrix = np.zeros((size, dim), np.float32)
     matrix[:, :size] = 0.8 * np.eye(size)
     matrix[1, -1] = 0.8
-    bounds = {"low": np.float32(spec.action.low), "high": np.minimum(np.float32(spec.action.high), np.float32(0.5))}
+    bounds = {
+        "low": np.array(spec.action.low, np.float32),
+        "high": np.array(spec.action.high, np.float32).clip(None, 0.5),
+    }
     constants = {**bounds, "matrix": matrix, "newest": np.array([-1]), "last": np.array([-1])}
     repeated = np.array([1, spec.horizon, 1])
     node = helper.make_node
@@ -58,7 +61,7 @@ def write(path: Path, contract: Spec, provenance: dict[str, Any]) -> Path:
         spec,
         golden,
         name="straight:Line",
-        sampler=Sampler(1, (0.0, 1.0)),
+        sampler=Sampler(1, (0.0, 1.0), 1.0),
         normalisation={},
         latency=Latency(1.0, 2.0, 1, "any"),
         max_error=0.0,

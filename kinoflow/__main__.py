@@ -1,0 +1,5 @@
+"""``python -m kinoflow``."""
+
+from kinoflow.cli import main
+
+main()

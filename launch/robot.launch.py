@@ -1,0 +1,60 @@
+"""Drive a robot that provides odometry and a laser scan: policy and guard."""
+
+from launch.actions import DeclareLaunchArgument
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
+
+ARGUMENTS = {
+    "bundle": (None, "Path of the policy bundle (.kfb)"),
+    "embodiment": (None, "Robot that is driven; a bundle for another one is refused"),
+    "namespace": ("", "Namespace of all nodes"),
+    "params_file": (None, "Parameters of all nodes; by default those that belong to the embodiment"),
+    "use_sim_time": ("false", "Take the time from /clock instead of the system"),
+    "autostart": ("false", "Configure and activate the policy at the start"),
+    "log_level": ("info", "Lowest level of messages that are logged"),
+    "cmd_vel": ("cmd_vel", "Topic on which the robot takes its commands, relative to the namespace"),
+    "odom": ("odom", "Topic of its odometry, relative to the namespace"),
+    "scan": ("scan", "Topic of its laser scan, relative to the namespace"),
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return the arguments and the two nodes; their topics are relative to the namespace."""
+    parameters = PathJoinSubstitution(
+        [FindPackageShare("kinoflow"), "params", [LaunchConfiguration("embodiment"), ".yaml"]]
+    )
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+        if name != "params_file"
+    ]
+    arguments.append(
+        DeclareLaunchArgument("params_file", default_value=parameters, description=ARGUMENTS["params_file"][1])
+    )
+    return LaunchDescription(
+        [
+            *arguments,
+            _node("guard_node", ("cmd_vel", "odom")),
+            _node("policy_node", ("odom", "scan"), bundle=str, embodiment=str, autostart=bool),
+        ]
+    )
+
+
+def _node(name: str, topics: tuple[str, ...], **kinds: type) -> Node:
+    """A node of this package with the parameter file, remapped topics, and arguments named as its parameters."""
+    kinds = {"use_sim_time": bool, **kinds}
+    given = {key: ParameterValue(LaunchConfiguration(key), value_type=kind) for key, kind in kinds.items()}
+    return Node(
+        package="kinoflow",
+        executable=name,
+        name=name,
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[LaunchConfiguration("params_file"), given],
+        remappings=[(topic, LaunchConfiguration(topic)) for topic in topics],
+        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        output="screen",
+    )

@@ -104,7 +104,7 @@ def loss(metrics: Path) -> Any:
     return figure
 
 
-def histograms(columns: Sequence[tuple[str, Sequence[float]]]) -> Any:
+def histograms(columns: Sequence[tuple[str, np.ndarray]]) -> Any:
     """One histogram per (label, values)."""
     figure, axes = _axes(2.8 * len(columns), 2.4, len(columns))
     for axis, (label, values) in zip(axes, columns, strict=True):

@@ -15,16 +15,16 @@ import tyro
 
 from envs.nav import NavEnv
 from envs.rooms import HALF_SIZE, sample_point
+from policies.load import LOADER
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.guard import Guard, GuardLimits
 from policies.runtime.loop import Loop
 from policies.runtime.runner import Runner
 from policies.runtime.worker import InferenceWorker
 from policies.spec import Array, ContractError, Spec
-from ros_nodes.pilot import GOAL, ODOMETRY, REPLAN, SCAN, Pilot, require_embodiment, timing
+from ros_nodes.pilot import GOAL, ODOMETRY, REPLAN, SCAN, Pilot, timing
 
 ENVIRONMENT = "kinoflow/Nav-v0"
-LOADER = "policies.load:load_policy"
 FENCE = (-HALF_SIZE, HALF_SIZE, -HALF_SIZE, HALF_SIZE)
 MAX_AGE_S = {ODOMETRY: 0.2, SCAN: 0.25}
 MAX_CHUNK_AGE_S = 0.5
@@ -75,8 +75,8 @@ def run(config: RunConfig, progress: Progress) -> dict[str, Any]:
 
     Returns:
         A report for ``json.dump``: rate, periods and lateness of the policy's control loop against its deadlines,
-        inference time, the rate at which commands reached the robot, what the guard did, goals, falls, collisions and
-        the path as ``[t, x, y]``.
+        inference time, the rate at which commands reached the robot, what the guard did, goals, falls, collisions,
+        the path as ``[t, x, y]`` and every command that reached the robot as ``[t, *command]``.
 
     Raises:
         ContractError: The bundle is damaged or made for another robot.
@@ -94,7 +94,8 @@ def run(config: RunConfig, progress: Progress) -> dict[str, Any]:
         report = {"mode": "in-process", "note": reason, **_drive_here(config, spec, env, course, progress)}
     else:
         report = {"mode": "ros2", **_drive_nodes(config, env, course, progress)}
-    return {**report, **course.report()}
+    where = {"env": config.env, "embodiment": config.embodiment, "seed": config.seed}
+    return {**where, **report, **course.report()}
 
 
 def _why_no_ros() -> str:
@@ -108,9 +109,7 @@ def _why_no_ros() -> str:
 def _spec(config: RunConfig) -> Spec:
     from policies.bundle import Bundle
 
-    bundle = Bundle.load(config.bundle)
-    require_embodiment(bundle.manifest.provenance, config.embodiment)
-    return bundle.spec
+    return Bundle.load(config.bundle).spec
 
 
 def draw_goals(env: NavEnv, count: int, seed: int) -> list[Array]:
@@ -199,7 +198,7 @@ class Course:
             "success": self._reached == len(self._goals),
             "ended": self.ended,
             "goals_reached": self._reached,
-            "goals": len(self._goals),
+            "goals": [[round(float(value), 3) for value in goal] for goal in self._goals],
             "falls": int(self.fall),
             "collisions": int(self.collision),
             "seconds": round(self.now, 2),
@@ -215,11 +214,16 @@ def _drive_nodes(config: RunConfig, env: NavEnv, course: Course, progress: Progr
         with private_domain(folder), Nodes(folder) as nodes:
             for node, parameters in _parameters(config, env).items():
                 nodes.start(node, parameters)
-            with Monitor(nodes.check) as monitor:
+            with Monitor(nodes.check, env.contract.action.names) as monitor:
                 _start(monitor)
                 _follow(monitor, course, lambda: progress(int(course.now), int(config.seconds), course.text()))
                 monitor.spin(LAST_REPORT_S)
-                return _summary(*(monitor.status(node).values for node in ("policy_node", "guard_node", "sim_node")))
+                states = (monitor.status(node).values for node in ("policy_node", "guard_node", "sim_node"))
+                return {**_summary(*states), "trace": _since_start(monitor.commands)}
+
+
+def _since_start(commands: list[list[float]]) -> list[list[float]]:
+    return [[round(time - commands[0][0], 5), *(round(value, 4) for value in values)] for time, *values in commands]
 
 
 def _parameters(config: RunConfig, env: NavEnv) -> dict[str, dict[str, Any]]:
@@ -276,6 +280,7 @@ class _Robot:
         self._env, self._pilot, self._course = env, pilot, course
         self._command: tuple[Any, float] = (None, 0.0)
         self._scan = env.observe()["scan"]
+        self.commands: list[list[float]] = []
         self._ticks, self._begin = 0, time.monotonic()
         self._drive_to(course.goal)
 
@@ -288,7 +293,9 @@ class _Robot:
             self._command = (command, now)
         elif self._pilot.fault and not guard.waiting:
             guard.estop(f"policy: {self._pilot.fault}")
-        observation, *_ = env.step(guard.filter(*self._command, now, env.pose))
+        safe = guard.filter(*self._command, now, env.pose)
+        self.commands.append([now, *safe.tolist()])
+        observation, *_ = env.step(safe)
         self._scan = observation["scan"]
         fall = env.body.fallen(env.data)
         self._course.fail(fall, env.collision, guard.fault)
@@ -325,4 +332,4 @@ def _drive_here(config: RunConfig, spec: Spec, env: NavEnv, course: Course, prog
     statistics = {**timing(loop), **pilot.report(), "commands": pilot.commands}
     report = {name: statistics[name] for name in POLICY}
     outcome = {"fault": robot.guard.fault, "interventions": dict(robot.guard.interventions)}
-    return {**report, "guard": outcome, "received_hz": report["rate_hz"]}
+    return {**report, "guard": outcome, "received_hz": report["rate_hz"], "trace": _since_start(robot.commands)}

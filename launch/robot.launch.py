@@ -1,16 +1,15 @@
 """Drive a robot that provides odometry and a laser scan: policy and guard."""
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from launch import LaunchDescription
-
 ARGUMENTS = {
     "bundle": (None, "Path of the policy bundle (.kfb)"),
-    "embodiment": (None, "Robot that is driven; a bundle for another one is refused"),
+    "embodiment": (None, "Robot that is driven: wheeled, drone or g1"),
     "namespace": ("", "Namespace of all nodes"),
     "params_file": (None, "Parameters of all nodes; by default those that belong to the embodiment"),
     "use_sim_time": ("false", "Take the time from /clock instead of the system"),
@@ -24,9 +23,7 @@ ARGUMENTS = {
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments and the two nodes; their topics are relative to the namespace."""
-    parameters = PathJoinSubstitution(
-        [FindPackageShare("kinoflow"), "params", [LaunchConfiguration("embodiment"), ".yaml"]]
-    )
+    parameters = [FindPackageShare("kinoflow"), "/params/", LaunchConfiguration("embodiment"), ".yaml"]
     arguments = [
         DeclareLaunchArgument(name, default_value=default, description=description)
         for name, (default, description) in ARGUMENTS.items()

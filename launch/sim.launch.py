@@ -1,12 +1,11 @@
 """Drive a simulated robot: simulator, policy and guard."""
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
 
 ARGUMENTS = {
     "bundle": (None, "Path of the policy bundle (.kfb)"),
@@ -22,8 +21,7 @@ ARGUMENTS = {
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments and the three nodes; their topics are relative to the namespace."""
-    embodiment = LaunchConfiguration("embodiment")
-    parameters = PathJoinSubstitution([FindPackageShare("kinoflow"), "params", [embodiment, ".yaml"]])
+    parameters = [FindPackageShare("kinoflow"), "/params/", LaunchConfiguration("embodiment"), ".yaml"]
     arguments = [
         DeclareLaunchArgument(name, default_value=default, description=description)
         for name, (default, description) in ARGUMENTS.items()

@@ -74,19 +74,6 @@ def offered(names: Sequence[str], policy: Spec) -> Spec:
     return Spec(observations, action, policy.rate_hz, policy.history, policy.horizon)
 
 
-def require_embodiment(provenance: Mapping[str, Any], robot: str) -> None:
-    """Require that a bundle was made for a robot; a bundle that does not say so passes.
-
-    Raises:
-        ContractError: It was made for another one.
-    """
-    recorded = provenance.get("embodiment", robot)
-    if recorded != robot:
-        raise ContractError(
-            f"embodiment: the bundle was trained on '{recorded}', the robot is '{robot}'; load the bundle of this robot"
-        )
-
-
 class Pilot:
     """Drives a runner with inputs that must be fresh, finite and inside the fence.
 

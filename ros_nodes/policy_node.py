@@ -17,6 +17,7 @@ from sensor_msgs.msg import LaserScan
 from std_msgs.msg import String
 
 from policies.bundle import GRAPH, Bundle
+from policies.load import LOADER
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.loop import Loop
 from policies.runtime.runner import Runner
@@ -33,9 +34,8 @@ from ros_nodes.convert import (
     twist_message,
     twist_values,
 )
-from ros_nodes.pilot import GOAL, ODOMETRY, REPLAN, SCAN, Motion, Pilot, offered, require_embodiment, timing
+from ros_nodes.pilot import GOAL, ODOMETRY, REPLAN, SCAN, Motion, Pilot, offered, timing
 
-LOADER = "policies.load:load_policy"
 UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"
 STOPPING_S = 1.0  # of zero commands at the end: longer than the guard needs to bring the robot to rest
 _GOODBYE = 5  # zero commands when there is no loop to send them
@@ -46,7 +46,7 @@ class PolicySettings:
     """Parameters of the policy node, fixed while it is configured."""
 
     bundle: str = shared.setting("", "Path of the policy bundle (.kfb)")
-    embodiment: str = shared.setting("wheeled", "Robot that is driven; a bundle for another one is refused")
+    embodiment: str = shared.setting("wheeled", "Robot that is driven, for diagnostics")
     names: tuple[str, ...] = shared.setting(("vx", "vy", "wz"), "Components of the robot's velocity command")
     geofence: tuple[float, ...] = shared.setting((-5.0, 5.0, -5.0, 5.0), "x_min, x_max, y_min, y_max in m of goals")
     goal_frames: tuple[str, ...] = shared.setting(("odom", "map"), "Frames of goals that coincide with odometry's")
@@ -163,10 +163,6 @@ class PolicyNode(LifecycleNode):
         self._listen(self._pilot, settings, beams)
 
     def _require(self, bundle: Bundle, settings: PolicySettings) -> None:
-        provenance = bundle.manifest.provenance
-        require_embodiment(provenance, settings.embodiment)
-        if "embodiment" not in provenance:
-            self.get_logger().warning(f"{settings.bundle} does not record its embodiment; make sure it fits")
         if len(settings.geofence) != 4:
             raise ContractError(f"geofence has {len(settings.geofence)} values, x_min, x_max, y_min, y_max are needed")
         bundle.spec.require(offered(settings.names, bundle.spec))

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.context import Context
@@ -29,7 +29,7 @@ from rclpy.qos import QoSProfile
 
 from policies.spec import Array
 from ros_nodes import shared
-from ros_nodes.convert import point_values, pose_message, status_values
+from ros_nodes.convert import point_values, pose_message, status_values, twist_values
 
 END_S = 5.0  # for one process to end
 _DOMAINS = range(1, 102)  # those whose ports lie below the ephemeral ones on Linux
@@ -165,12 +165,15 @@ class Monitor:
 
     Args:
         check: Called while listening; raises when listening is in vain.
+        names: Components of the robot's velocity command.
     """
 
-    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, check: Callable[[], None] = lambda: None, names: Sequence[str] = ("vx", "vy", "wz")) -> None:
         self.position: Array | None = None
         """``(3,)`` in m of the simulated robot, world frame."""
-        self._check = check
+        self.commands: list[list[float]] = []
+        """Arrival time in s and values in m/s and rad/s of every command that went to the robot."""
+        self._check, self._names = check, names
         self._states: dict[str, Status] = {}
         self.context = Context()
         self.context.init()
@@ -180,6 +183,7 @@ class Monitor:
         self._goals = self.node.create_publisher(PoseStamped, "goal_pose", shared.LATCHED)
         self.node.create_subscription(DiagnosticArray, "diagnostics", self._on_status, QoSProfile(depth=50))
         self.node.create_subscription(PoseStamped, "pose", self._on_pose, shared.SENSOR)
+        self.node.create_subscription(TwistStamped, "cmd_vel", self._on_command, QoSProfile(depth=50))
 
     def __enter__(self: MonitorT) -> MonitorT:
         return self
@@ -241,6 +245,9 @@ class Monitor:
     def _on_status(self, message: DiagnosticArray) -> None:
         for status in message.status:
             self._states[status.name] = Status(status.level[0], status.message, status_values(status))
+
+    def _on_command(self, message: TwistStamped) -> None:
+        self.commands.append([time.monotonic(), *twist_values(message.twist, self._names).tolist()])
 
     def _on_pose(self, message: PoseStamped) -> None:
         self.position = point_values(message.pose.position)

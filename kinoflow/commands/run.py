@@ -15,4 +15,4 @@ def command(config: RunConfig, json: bool = False) -> None:
     """
     with progress_bar("seconds") as progress:
         result = run(config, progress)
-    show({key: value for key, value in result.items() if key != "path"}, json)
+    show({key: value for key, value in result.items() if key not in ("path", "trace")}, json)

@@ -63,10 +63,10 @@ class Probe(Monitor):
         """Call a service of the guard."""
         return self.call(Trigger, f"guard_node/{name}", Trigger.Request())
 
-    def set_parameter(self, name: str, value: str) -> Any:
-        """Set a text parameter of the policy node; return the result."""
-        text = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
-        request = SetParameters.Request(parameters=[Parameter(name=name, value=text)])
+    def set_parameter(self, name: str, values: list[str]) -> Any:
+        """Set a parameter of the policy node that is a list of texts; return the result."""
+        texts = ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=values)
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=texts)])
         return self.call(SetParameters, "policy_node/set_parameters", request).results[0]
 
 

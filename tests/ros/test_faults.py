@@ -116,16 +116,16 @@ def test_corrupt_bundle_is_refused_and_the_node_stays_unconfigured(chain: Chain)
     chain.bundle.write_bytes(content)
 
 
-def test_parameters_are_fixed_while_configured_and_another_embodiment_is_refused(chain: Chain) -> None:
+def test_parameters_are_fixed_while_configured_and_another_robot_is_refused(chain: Chain) -> None:
     probe = chain.probe
-    refused = probe.set_parameter("embodiment", "g1")
+    refused = probe.set_parameter("names", ["vx", "vy", "vz", "wz"])
     assert not refused.successful and "clean it up" in refused.reason
     assert probe.transition("deactivate") and probe.transition("cleanup")
-    assert probe.set_parameter("embodiment", "g1").successful
+    assert probe.set_parameter("names", ["vx", "vy", "vz", "wz"]).successful
     assert not probe.transition("configure")
     chain.until(lambda: probe.status("policy_node").level == 2, "refusal")
-    assert "trained on 'wheeled', the robot is 'g1'" in probe.status("policy_node").text
-    assert probe.set_parameter("embodiment", "wheeled").successful
+    assert "observation 'goal'" in probe.status("policy_node").text
+    assert probe.set_parameter("names", ["vx", "vy", "wz"]).successful
 
 
 def test_interrupted_policy_brings_the_robot_to_rest_without_a_fault(chain: Chain) -> None:

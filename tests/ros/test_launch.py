@@ -63,8 +63,9 @@ def test_topics_are_relative_and_nodes_exist(file: Path) -> None:
     }
     assert {"guard_node", "policy_node"} <= nodes
     assert all((LAUNCH.parent / "ros_nodes" / f"{node!s}.py").is_file() for node in nodes)
-    texts = [item.value for item in ast.walk(tree) if isinstance(item, ast.Constant) and isinstance(item.value, str)]
-    assert not any(text.startswith("/") for text in texts)
+    defaults = [default for default, _ in constants(tree, "ARGUMENTS").values() if default]
+    topics = {item.value for item in ast.walk(tree) if isinstance(item, ast.Constant)} & {"/cmd_vel", "/odom", "/scan"}
+    assert not topics and not any(default.startswith("/") for default in defaults)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

@@ -37,6 +37,12 @@ def alive(pid: int) -> bool:
         return False
 
 
+def env_goal(seed: int) -> list[float]:
+    env = NavEnv("wheeled")
+    env.reset(seed=seed)
+    return [round(float(value), 3) for value in env.goal]
+
+
 def assert_report(report: dict[str, Any]) -> None:
     for name in ("period_ms", "lateness_ms", "inference_ms", "chunk_age_ms", "delay_ms"):
         assert set(report[name]) == {"p50", "p99", "max"} and report[name]["p50"] <= report[name]["max"]
@@ -54,6 +60,7 @@ def test_nodes_drive_to_the_goal_and_leave_nothing_behind(bundle: Path, seed: in
     assert report["mode"] == "ros2" and report["ended"] == "all goals reached"
     assert report["success"] and report["goals_reached"] == 1 and report["falls"] == report["collisions"] == 0
     assert_report(report)
+    assert len(report["trace"]) > 40 * report["seconds"] and report["goals"] == [env_goal(seed)]
     env = NavEnv("wheeled")
     env.reset(seed=seed)
     ends = np.array(report["path"])[[0, -1], 1:]
@@ -92,7 +99,7 @@ def test_no_process_survives_its_parent(bundle: Path, number: signal.Signals) ->
 
 def test_what_does_not_fit_is_refused_before_anything_starts(bundle: Path, tmp_path: Path) -> None:
     for config, message in (
-        (RunConfig(bundle, embodiment="drone"), "trained on 'wheeled', the robot is 'drone'"),
+        (RunConfig(bundle, embodiment="drone"), "observation 'goal'"),
         (RunConfig(bundle, env="kinoflow/Maze-v0"), "env is 'kinoflow/Maze-v0'"),
         (RunConfig(tmp_path / "none.kfb"), "no such file"),
     ):

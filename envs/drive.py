@@ -52,11 +52,12 @@ class PolicyDriver:
         worker: Runs the policy, inline for simulated time or in its own process for real time.
         seed: Seed of the sampling noise.
         latency_s: Simulated time from an observation to its chunk.
+        soft: Actions over which a new chunk is tied to the old one, see `ChunkBuffer`.
     """
 
-    def __init__(self, worker: Worker, seed: int, latency_s: float = 0.0) -> None:
+    def __init__(self, worker: Worker, seed: int, latency_s: float = 0.0, soft: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        buffer = ChunkBuffer(worker.spec, MAX_AGE)
+        buffer = ChunkBuffer(worker.spec, MAX_AGE, soft)
         self.runner = Runner(worker, buffer, rng, worker.spec.rate_hz, latency_s)
 
     def command(self, observation: Observation, now: float) -> Array | None:

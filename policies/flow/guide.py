@@ -19,8 +19,6 @@ from policies.flow.compose import blend
 from policies.flow.path import Estimate, Field, expand, positive
 
 Jacobian = Literal["identity", "exact"]
-_FEEDBACK = 2.0  # least value of the guidance weight (t^2 + (1-t)^2) / (t (1-t)) of unit-variance data, at t = 1/2
-_TYPICAL = 3.0  # standard normal noise is hardly ever larger
 
 
 def cfg(conditional: Field, unconditional: Field, weight: float | Tensor) -> Field:
@@ -139,11 +137,9 @@ def hold(
 ) -> Field:
     """Continue a chunk that is being executed: real-time chunking (arXiv 2506.07339).
 
-    The closed form mixes in the committed actions and lets their noise carry feedback: where the field disagrees with a
-    committed action, ``x`` is pushed until the field itself predicts it, and with it the actions that follow from it.
-    The feedback gain is the published guidance weight clipped at its least value over t, which is 2: the largest that
-    cannot overshoot unit-variance data. Noise beyond 3 standard deviations is cut, so that actions the field cannot
-    predict do not drive ``x`` out of what it was trained on.
+    The published guidance weight times the Jacobian of unit-variance data, clipped where it would overshoot, is 1: the
+    closed form mixes the data estimate with the committed actions. What follows a frozen prefix sees it through ``x``
+    only, as in `pin`.
 
     Args:
         field: Field on the linear path.
@@ -156,9 +152,7 @@ def hold(
     soft = weights[..., None]
 
     def identity(x: Tensor, t: Tensor) -> Estimate:
-        estimate, target = field(x, t), certain(committed)(x, t)
-        noise = target.noise + _FEEDBACK * (committed - estimate.data)
-        return estimate.mix(Estimate(target.data, noise.clamp(-_TYPICAL, _TYPICAL)), soft)
+        return field(x, t).mix(certain(committed)(x, t), soft)
 
     def exact(x: Tensor, t: Tensor) -> Estimate:
         estimate, pull = _vjp(field, x, t)

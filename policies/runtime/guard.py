@@ -8,7 +8,7 @@ import numpy as np
 
 from policies.spec import ActionSpec, Array, ContractError
 
-_CHANGED = 1e-6  # difference from the command that counts as an intervention
+_CHANGED = 0.02  # difference from the command, in m/s or rad/s, that counts as an intervention
 
 
 @dataclass(frozen=True)

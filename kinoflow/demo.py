@@ -67,12 +67,12 @@ def demo(config: DemoConfig) -> None:
 
 def _collect(data: Path) -> None:
     with progress_bar("episodes") as progress:
-        collect(CollectConfig(out=data, episodes=800), progress)
+        collect(CollectConfig(out=data, episodes=1600), progress)
 
 
 def _train(data: Path, out: Path, seed: int) -> None:
     config = Config(width=96, depth=3)
-    recipe = Recipe(data, out, config, steps=2400, evaluate_every=800, rollouts=20, seed=seed)
+    recipe = Recipe(data, out, config, steps=2600, learning_rate=2.5e-3, evaluate_every=1300, rollouts=20, seed=seed)
     episodes = read_episodes(data)
     trainer = Trainer("flowdit", recipe, episodes, resume=(out / "state.safetensors").exists())
     with progress_bar("training") as progress:

@@ -6,19 +6,18 @@ Run: python -m benchmarks.handover BUNDLE --json docs/results/handover.json
 from __future__ import annotations
 
 import json as json_format
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from envs.collect import processes
 from envs.drive import PolicyDriver, Row, run_episode
 from envs.evaluate import SHARD, VALIDATION_SEED, EvaluateConfig, make, summary
+from policies.files import replace_file
 from policies.load import load_policy
-from policies.runtime.worker import InlineWorker, one_numeric_thread
-from policies.train import write_atomically
+from policies.runtime.worker import InlineWorker
 
 SOFT = (0, 2, 4, 8)  # actions over which the tie fades, at 10 Hz
 
@@ -33,12 +32,12 @@ def main(bundle: tyro.conf.Positional[Path], json: Path, episodes: int = 100) ->
     """
     shards = [range(first, first + SHARD) for first in range(VALIDATION_SEED, VALIDATION_SEED + episodes, SHARD)]
     result: dict[str, Any] = {"bundle": bundle.name, "episodes": episodes, "seed": VALIDATION_SEED, "soft": {}}
-    with one_numeric_thread(), ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with processes(2) as pool:
         for soft in SOFT:
             rows = [row for part in pool.map(partial(_drive, bundle, soft), shards) for row in part]
             result["soft"][soft] = summary(rows)
             print(f"soft {soft}: success {result['soft'][soft]['success']['mean']:.3f}")
-    write_atomically(json, json_format.dumps(result, indent=1))
+    replace_file(json, (json_format.dumps(result, indent=1)).encode())
 
 
 def _drive(bundle: Path, soft: int, seeds: range) -> list[Row]:

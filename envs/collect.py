@@ -6,8 +6,9 @@ import hashlib
 import importlib
 import multiprocessing
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import gymnasium
 import numpy as np
 
 from envs.episodes import Episode, read_demos, write_episodes
+from policies.runtime.worker import one_numeric_thread
 from policies.spec import Array
 
 NOISE_CORRELATION = 0.8  # per step of 0.1 s: pushes last about half a second
@@ -117,7 +119,7 @@ def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict
     }
     done = sum(len(part) for shard, part in shards.items() if shard.exists())
     progress(done, len(seeds))
-    with ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn")) as pool:
+    with processes(config.workers) as pool:
         jobs = [pool.submit(_record_shard, config, shard, part) for shard, part in shards.items() if not shard.exists()]
         for job in as_completed(jobs):
             done += job.result()
@@ -130,6 +132,17 @@ def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict
     env.close()
     shutil.rmtree(folder)
     return {"out": str(config.out), "tried": len(seeds), "kept": len(episodes), "steps": sum(map(len, episodes))}
+
+
+@contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes with one numeric thread each; an exception or Ctrl-C drops what has not begun."""
+    with one_numeric_thread():
+        pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _make(config: CollectConfig) -> Any:

@@ -63,6 +63,8 @@ class PolicyDriver:
     def command(self, observation: Observation, now: float) -> Array | None:
         self.runner.observe(observation, now)
         self.runner.plan(now)
+        if self.runner.error:  # an episode without a policy proves nothing
+            raise RuntimeError(self.runner.error)
         return self.runner.command(now)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.collect import drivers
+from envs.collect import drivers, processes
 from envs.drive import COMMAND_HZ, Driver, PolicyDriver, Row, Scripted, StandingStill, run_episode, run_realtime
-from policies.runtime.worker import InferenceWorker, InlineWorker, one_numeric_thread
+from policies.runtime.worker import InferenceWorker, InlineWorker
 from policies.spec import ChunkPolicy
 
 VALIDATION_SEED = 500_000  # first of the seeds that choices may be made on; reports start at 0, training at 1,000,000
@@ -100,6 +99,8 @@ def evaluate(
         paired difference of success, and the per-episode rows.
     """
     names = list(policies)
+    if config.episodes < 1:
+        raise ValueError(f"episodes is {config.episodes}, at least one is needed")
     if config.baselines:
         env = make(config)
         names += [STANDING_STILL, *(name for name in drivers(env))]
@@ -146,8 +147,7 @@ def _run_all(
 
     for name in live:
         loops[name] = _run_live(name, loader, seeds, config, partial(note, name))
-    pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"))
-    with one_numeric_thread(), pool:
+    with processes(config.workers) as pool:
         jobs = {
             pool.submit(_run_shard, name, loader if index < policies else "", shard, config): name
             for index, name in enumerate(names)

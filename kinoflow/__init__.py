@@ -32,7 +32,7 @@ def shadowed() -> dict[str, str]:
     """Packages of this distribution that Python would take from elsewhere: ``{name: offending path}``."""
     root = Path(__file__).resolve().parent.parent
     found = {}
-    for name in ("policies", "envs", "ros_nodes"):
+    for name in ("policies", "envs", "ros_nodes", "benchmarks"):
         spec = importlib.util.find_spec(name)
         places = list(spec.submodule_search_locations or []) if spec else []
         place = Path(places[0]).resolve() if places else None

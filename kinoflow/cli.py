@@ -49,7 +49,7 @@ def call(name: str, arguments: list[str]) -> int:
         module = importlib.import_module(f"kinoflow.commands.{name}")
         command = module.for_arguments(arguments) if hasattr(module, "for_arguments") else module.command
         tyro.cli(command, prog=f"kinoflow {name}", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
-    except (ContractError, ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ContractError, ValueError, ArithmeticError, OSError, RuntimeError, ImportError) as error:
         print(f"kinoflow {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

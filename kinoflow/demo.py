@@ -11,19 +11,22 @@ from pathlib import Path
 
 from rich.console import Console
 
+import kinoflow
 from envs.collect import CollectConfig, collect
 from envs.episodes import read_episodes
 from envs.evaluate import EvaluateConfig, as_text, evaluate
 from envs.g1.assets import available
 from kinoflow.commands.train import rollout_on
 from kinoflow.console import progress_bar
+from kinoflow.doctor import bfloat16
 from kinoflow.report import write_report
 from kinoflow.run import RunConfig, run
 from policies.export import export
+from policies.files import replace_file
 from policies.flowdit import Config
 from policies.load import LOADER
 from policies.policy import Policy
-from policies.train import Recipe, Trainer, write_atomically
+from policies.train import Recipe, Trainer
 
 console = Console(stderr=True)
 
@@ -44,6 +47,7 @@ class DemoConfig:
 def demo(config: DemoConfig) -> None:
     """Collect, train, evaluate, export, drive and report."""
     begin = time.monotonic()
+    _same_demo(config)
     out, bundle = config.out, config.out / "flowdit.kfb"
     data, training = out / "nav.hdf5", out / "training"
     steps: list[tuple[str, Path, Callable[[], None]]] = [
@@ -65,6 +69,18 @@ def demo(config: DemoConfig) -> None:
     console.print(f"[bold]Done in {(time.monotonic() - begin) / 60:.1f} minutes.[/] Open {out / 'report.html'}")
 
 
+def _same_demo(config: DemoConfig) -> None:
+    """Refuse to mix two demos in one directory."""
+    note, ours = config.out / "demo.json", {"seed": config.seed, "kinoflow": kinoflow.__version__}
+    if not note.exists():
+        config.out.mkdir(parents=True, exist_ok=True)
+        replace_file(note, json.dumps(ours).encode())
+    elif json.loads(note.read_text()) != ours:
+        raise ValueError(
+            f"{config.out} holds a demo with {note.read_text()}, this one has {ours}; choose another --out"
+        )
+
+
 def _collect(data: Path) -> None:
     with progress_bar("episodes") as progress:
         collect(CollectConfig(out=data, episodes=1600), progress)
@@ -72,12 +88,22 @@ def _collect(data: Path) -> None:
 
 def _train(data: Path, out: Path, seed: int) -> None:
     config = Config(width=96, depth=3)
-    recipe = Recipe(data, out, config, steps=2600, learning_rate=2.5e-3, evaluate_every=1300, rollouts=20, seed=seed)
+    recipe = Recipe(
+        data,
+        out,
+        config,
+        steps=2600,
+        learning_rate=2.5e-3,
+        evaluate_every=1300,
+        rollouts=20,
+        seed=seed,
+        bf16=bfloat16().ok,
+    )
     episodes = read_episodes(data)
     trainer = Trainer("flowdit", recipe, episodes, resume=(out / "state.safetensors").exists())
     with progress_bar("training") as progress:
         result = trainer.run(rollout_on(episodes, recipe), progress)
-    write_atomically(out / "done.json", json.dumps(result))
+    replace_file(out / "done.json", (json.dumps(result)).encode())
 
 
 def _export(training: Path, bundle: Path) -> None:
@@ -92,7 +118,7 @@ def _evaluate(bundle: Path, out: Path) -> None:
     with progress_bar("episodes") as progress:
         report = evaluate([str(bundle)], LOADER, EvaluateConfig(episodes=100), progress)
     console.print(as_text(report))
-    write_atomically(out, json.dumps(report))
+    replace_file(out, (json.dumps(report)).encode())
 
 
 def _run(bundle: Path, out: Path, seed: int) -> None:
@@ -108,4 +134,4 @@ def _run(bundle: Path, out: Path, seed: int) -> None:
         f"  {result['goals_reached']} of 3 goals, {result['falls']} falls, {result['rate_hz']:.2f} Hz, "
         f"{result['deadline_misses']} of {result['commands']} deadlines missed"
     )
-    write_atomically(out, json.dumps(result))
+    replace_file(out, (json.dumps(result)).encode())

@@ -11,7 +11,7 @@ import numpy as np
 
 from envs.evaluate import make_room
 from envs.rooms import HALF_SIZE, Room
-from policies.train import write_atomically
+from policies.files import replace_file
 
 COLOURS = {"policy": "#1b6ca8", "expert": "#2a9d5c", "straight line": "#d98324", "standing still": "#8a8f98"}
 
@@ -129,7 +129,7 @@ def walk(room: Room, path: Sequence[Sequence[float]], goals: Sequence[Sequence[f
 def write_evaluation(report: Mapping[str, Any], out: Path) -> None:
     """Write report.json, paths.png and success.png."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "report.json", json.dumps(report))
+    replace_file(out / "report.json", (json.dumps(report)).encode())
     for name, figure in (("paths", paths(report)), ("success", success(report))):
         save(figure, out / f"{name}.png")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from envs.evaluate import make_room
 from kinoflow import figures
-from policies.train import write_atomically
+from policies.files import replace_file
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1f2933}
@@ -48,7 +48,7 @@ def write_report(folder: Path, path: Path) -> None:
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
     )
-    write_atomically(path, page + "".join(sections) + "</html>\n")
+    replace_file(path, (page + "".join(sections) + "</html>\n").encode())
 
 
 def _run_section(run: Mapping[str, Any]) -> str:

@@ -249,7 +249,8 @@ def _start(monitor: Any) -> None:
     ready = ("sim_node", "guard_node")
     monitor.until(lambda: all(monitor.status(node).text for node in ready), START_S, "simulator and guard")
     monitor.until(lambda: monitor.position is not None, START_S, "position")
-    monitor.transition("activate")
+    if not monitor.transition("activate"):
+        raise NodeError(f"policy_node did not activate: {monitor.status('policy_node').text}")
 
 
 def _follow(monitor: Any, course: Course, progress: Callable[[], None]) -> None:

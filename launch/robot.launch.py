@@ -14,6 +14,7 @@ ARGUMENTS = {
     "params_file": (None, "Parameters of all nodes; by default those that belong to the embodiment"),
     "use_sim_time": ("false", "Take the time from /clock instead of the system"),
     "autostart": ("false", "Configure and activate the policy at the start"),
+    "start_latched": ("true", "Start with the robot stopped until the guard's service ~/reset is called"),
     "log_level": ("info", "Lowest level of messages that are logged"),
     "cmd_vel": ("cmd_vel", "Topic on which the robot takes its commands, relative to the namespace"),
     "odom": ("odom", "Topic of its odometry, relative to the namespace"),
@@ -35,7 +36,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *arguments,
-            _node("guard_node", ("cmd_vel", "odom")),
+            _node("guard_node", ("cmd_vel", "odom"), start_latched=bool),
             _node("policy_node", ("odom", "scan"), bundle=str, embodiment=str, autostart=bool),
         ]
     )

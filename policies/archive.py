@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import stat
 import struct
@@ -31,23 +30,6 @@ def pack(members: Mapping[str, bytes]) -> bytes:
             info.create_system, info.external_attr = 3, 0o644 << 16  # the same bytes on every system
             archive.writestr(info, content)
     return file.getvalue()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one step: whatever fails, ``path`` holds either its old content or the new one.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def unpack(file: Path | BinaryIO, expected: Collection[str]) -> dict[str, bytes]:

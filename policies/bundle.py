@@ -29,7 +29,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnxruntime
 
-from policies.archive import BundleError, pack, replace_file, unpack
+from policies.archive import BundleError, pack, unpack
+from policies.files import replace_file
 from policies.network import OUTPUT, Network, graph_inputs, graph_outputs
 from policies.spec import Array, ContractError, Spec
 

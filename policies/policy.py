@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from policies.files import replace_file
 from policies.flow import hold, solve, straight, uniform
 from policies.head import Head, find_head, head_name
 from policies.norm import ACTION, Normaliser
@@ -84,10 +84,8 @@ class Policy(nn.Module):
             "steps": self.steps,
             "temperature": self.temperature,
         }
-        save_file(self.state_dict(), folder / f"{WEIGHTS}.part")
-        os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
-        (folder / f"{SETTINGS}.part").write_text(json.dumps(settings, indent=2))
-        os.replace(folder / f"{SETTINGS}.part", folder / SETTINGS)
+        replace_file(folder / WEIGHTS, save(self.state_dict()))
+        replace_file(folder / SETTINGS, json.dumps(settings, indent=2).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Policy:

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +17,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from policies.files import replace_file
 from policies.head import find_head
 from policies.norm import ACTION, Normaliser
 from policies.policy import Policy
@@ -69,7 +69,7 @@ class Recipe(Generic[ConfigT]):
         evaluate_every: Steps between checkpoints; each is rolled out on validation seeds, the best becomes the policy.
         rollouts: Validation episodes per checkpoint; 0 keeps the last weights.
         seed: Seed of initial weights, batches and noise.
-        bf16: Compute in bfloat16 where the matrix units have it.
+        bf16: Compute in bfloat16; slow on a processor without units for it, see ``kinoflow doctor``.
     """
 
     data: Path
@@ -102,6 +102,9 @@ class Trainer(Generic[ConfigT]):
     """
 
     def __init__(self, head: str, recipe: Recipe[ConfigT], data: Windows, resume: bool = False) -> None:
+        for name in ("steps", "batch", "evaluate_every"):
+            if getattr(recipe, name) < 1:
+                raise ValueError(f"{name} is {getattr(recipe, name)}, at least 1 is needed")
         self.recipe, self.data, self.out = recipe, data, recipe.out
         self.generator = torch.Generator().manual_seed(recipe.seed)
         spec = dataclasses.replace(data.spec, history=recipe.history, horizon=recipe.horizon)
@@ -135,7 +138,7 @@ class Trainer(Generic[ConfigT]):
             "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
         }
-        write_atomically(self.out / "run.json", json.dumps(run, indent=2))
+        replace_file(self.out / "run.json", json.dumps(run, indent=2).encode())
 
     def _resume(self, head: str) -> None:
         if not (self.out / "state.safetensors").exists():
@@ -143,9 +146,11 @@ class Trainer(Generic[ConfigT]):
                 f"nothing to resume: {self.out / 'state.safetensors'} is missing; start without --resume"
             )
         run = json.loads((self.out / "run.json").read_text())
-        for name, now in (("head", head), ("recipe", _plain(self.recipe)), ("data_sha256", self.data.sha256)):
-            if run[name] != now:
-                raise ContractError(f"cannot resume {self.out}: {name} was {run[name]}, now it is {now}")
+        present = {"head": head, "data_sha256": self.data.sha256, **_plain(self.recipe)}
+        past = {"head": run["head"], "data_sha256": run["data_sha256"], **run["recipe"]}
+        for name in sorted(past.keys() - {"data", "out"}):  # paths may change, content may not
+            if past[name] != present[name]:
+                raise ContractError(f"cannot resume {self.out}: {name} was {past[name]}, now it is {present[name]}")
         state = load_file(self.out / "state.safetensors")
         self.policy.load_state_dict(_under("policy.", state))
         self.average.load_state_dict(_under("average.", state))
@@ -154,8 +159,9 @@ class Trainer(Generic[ConfigT]):
         for index, parameter in enumerate(self.policy.head.parameters()):
             self.optimiser.state[parameter] = _under(f"optimiser.{index}.", state)
         log = self.out / "metrics.jsonl"
-        kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-        write_atomically(log, "".join(f"{line}\n" for line in kept))
+        complete = [line for line in log.read_text().splitlines() if line.endswith("}")]  # an interruption may cut one
+        kept = [line for line in complete if json.loads(line)["step"] <= self.step]
+        replace_file(log, "".join(f"{line}\n" for line in kept).encode())
 
     def _save(self) -> None:
         state: dict[str, Tensor] = {
@@ -167,8 +173,7 @@ class Trainer(Generic[ConfigT]):
         state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, parameter in enumerate(self.policy.head.parameters()):
             state |= {f"optimiser.{index}.{name}": value for name, value in self.optimiser.state[parameter].items()}
-        save_file(state, self.out / "state.safetensors.part")
-        os.replace(self.out / "state.safetensors.part", self.out / "state.safetensors")
+        replace_file(self.out / "state.safetensors", save(state))
 
     def run(self, rollout: Rollout | None, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
         """Train to the end.
@@ -283,10 +288,3 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _plain(recipe: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)

@@ -133,19 +133,22 @@ def scan_values(scan: Any, beams: int, reach: float) -> Array:
         ``(beams,)`` float32 in m.
 
     Raises:
-        ContractError: The frame is another one, a range is NaN or the scanner does not see all around.
+        ContractError: The frame is another one, angles or ranges make no sense, or the scanner does not see all around.
     """
     require_frame("scan", scan.header.frame_id, BASE_FRAME)
+    if not 0 <= scan.range_min < reach:
+        raise ContractError(f"scan has range_min {scan.range_min}, it must be from 0 to {reach} m; check the scanner")
     ranges = np.asarray(scan.ranges, np.float32)[_beams(scan, beams)]
     if np.isnan(ranges).any():
         raise ContractError(f"scan has {np.isnan(ranges).sum()} beams that are not a number; check the scanner")
-    return np.clip(ranges, np.float32(max(0.0, scan.range_min)), np.float32(reach))
+    return np.clip(ranges, np.float32(scan.range_min), np.float32(reach))
 
 
 def _beams(scan: Any, beams: int) -> Array:
     """Index of the scanner's beam per beam of the policy, whichever way the scanner turns."""
-    if not scan.angle_increment:
-        raise ContractError("scan has angle_increment 0, the angle between two beams is needed; check the scanner")
+    angles = (scan.angle_min, scan.angle_increment)
+    if not np.isfinite(angles).all() or not 0 < abs(scan.angle_increment) < 1:
+        raise ContractError(f"scan has angle_min and angle_increment {angles}, in rad; check the scanner")
     wanted = -np.pi + 2 * np.pi / beams * np.arange(beams)
     circle = round(2 * math.pi / abs(scan.angle_increment))
     index = np.round((wanted - scan.angle_min) / scan.angle_increment).astype(int) % circle

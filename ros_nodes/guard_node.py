@@ -35,8 +35,9 @@ class GuardSettings:
     jerk: tuple[float, ...] = shared.setting((15.0, 15.0, 30.0), "Largest change of that rate, m/s^3 and rad/s^3")
     geofence: tuple[float, ...] = shared.setting((-5.0, 5.0, -5.0, 5.0), "x_min, x_max, y_min, y_max in m, odom frame")
     timeout_s: float = shared.setting(0.2, "Age in s from which a command is stale", 0.05, 0.25)
-    pose_timeout_s: float = shared.setting(0.3, "Age in s from which the position is unknown", 0.05, 2.0)
+    pose_timeout_s: float = shared.setting(0.3, "Age in s from which the position is unknown", 0.05, 0.3)
     rate_hz: float = shared.setting(50.0, "Rate of the commands in Hz", 10.0, 200.0)
+    start_latched: bool = shared.setting(False, "Start stopped: a guard that was restarted must not release the robot")
 
     def limits(self) -> GuardLimits:
         """Return the limits.
@@ -64,6 +65,8 @@ class GuardNode(Node):
         shared.declare(self, GuardSettings, read_only=True)
         self._settings = shared.read(self, GuardSettings)
         self._guard = Guard(self._settings.limits())
+        if self._settings.start_latched:
+            self._guard.estop("the guard has started; release it with ~/reset")
         self._lock = threading.Lock()
         self._command: tuple[Any, float] = (None, 0.0)
         self._pose: tuple[Any, float] = (None, 0.0)
@@ -77,7 +80,8 @@ class GuardNode(Node):
     def _listen(self) -> None:
         self.create_subscription(TwistStamped, "cmd_vel_policy", self._on_command, shared.COMMAND)
         self.create_subscription(Odometry, "odom", self._on_odometry, shared.SENSOR)
-        self.create_subscription(Bool, "estop", self._on_estop, shared.COMMAND)
+        for profile in (shared.COMMAND, shared.LATCHED):  # a button that was pressed before this node started counts
+            self.create_subscription(Bool, "estop", self._on_estop, profile)
         self.create_subscription(String, "stop", self._on_stop, shared.COMMAND)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/estop", self._on_estop_service)
@@ -157,8 +161,11 @@ class GuardNode(Node):
 
     def _report(self) -> None:
         guard = self._guard
-        text = guard.fault or ("waiting for commands" if guard.waiting else "passing commands")
-        self._reporter.report(shared.ERROR if guard.fault else shared.OK, text, self._values)
+        pose, seen = self._pose
+        lost = pose is None or abs(time.monotonic() - seen) > self._settings.pose_timeout_s
+        unknown = "position unknown, not moving; check odom" if lost and not guard.waiting else ""
+        text = guard.fault or unknown or ("waiting for commands" if guard.waiting else "passing commands")
+        self._reporter.report(shared.ERROR if guard.fault or unknown else shared.OK, text, self._values)
 
     def _values(self) -> dict[str, Any]:
         guard, now = self._guard, time.monotonic()

@@ -96,6 +96,7 @@ class Pilot:
         self._sizes = {feature.name: feature.shape[0] for feature in spec.observations}
         self._inputs: dict[str, Input] = {}
         self._twists: deque[tuple[float, Array]] = deque(maxlen=1024)
+        self._motions: deque[tuple[float, Motion]] = deque(maxlen=1024)
         self._goal: Input | None = None
         self._chunk_ages, self._inferences, self._delays = (deque[float](maxlen=_SAMPLES) for _ in range(3))
 
@@ -117,7 +118,11 @@ class Pilot:
         self._twists.append((stamp, twist))
         while abs(self._twists[0][0] - stamp) > STRIDE:
             self._twists.popleft()
-        return Motion(pose, np.stack([twist for _, twist in self._twists]).mean(axis=0))
+        while self._motions and abs(self._motions[0][0] - stamp) > STRIDE:
+            self._motions.popleft()
+        motion = Motion(pose, np.stack([twist for _, twist in self._twists]).mean(axis=0))
+        self._motions.append((stamp, motion))
+        return motion
 
     def tick(self, now: float) -> Array | None:
         """Return the ``(A,)`` command to send now; None when there is none, then `waiting` or `fault` say why."""
@@ -145,16 +150,16 @@ class Pilot:
     def _observe(self, now: float) -> None:
         goal, odometry = self._fresh(GOAL, now), self._fresh(ODOMETRY, now)
         if goal is not self._goal:
+            if self._goal is None or not np.array_equal(goal.value, self._goal.value):
+                self._runner.clear()
             self._goal = goal
-            self._runner.clear()
-        values = {
-            "goal": goal_in_base(goal.value, odometry.value.pose, self._sizes.get("goal", 0)),
-            "twist": odometry.value.twist,
-        }
-        stamp = odometry.stamp
-        if SCAN in self._sizes:
+        values, stamp, motion = {}, odometry.stamp, odometry.value
+        if SCAN in self._sizes:  # the slower sensor sets the pace; goal and twist are those of its moment
             scan = self._fresh(SCAN, now)
-            values["scan"], stamp = scan.value, scan.stamp  # the slower sensor sets the pace
+            values["scan"], stamp = scan.value, scan.stamp
+            _, motion = min(list(self._motions), key=lambda item: abs(item[0] - stamp))
+        values["goal"] = goal_in_base(goal.value, motion.pose, self._sizes.get("goal", 0))
+        values["twist"] = motion.twist
         self._runner.observe({name: values[name] for name in self._sizes}, stamp)
 
     def _fresh(self, name: str, now: float) -> Input:

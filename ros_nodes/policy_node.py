@@ -21,7 +21,7 @@ from policies.load import LOADER
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.loop import Loop
 from policies.runtime.runner import Runner
-from policies.runtime.worker import InferenceWorker, WorkerError
+from policies.runtime.worker import InferenceWorker
 from policies.spec import Array, ContractError
 from ros_nodes import shared
 from ros_nodes.convert import (
@@ -108,8 +108,9 @@ class PolicyNode(LifecycleNode):
         self._reporter.hardware = self._settings.embodiment
         try:
             self._prepare(self._settings)
-        except (ContractError, WorkerError, OSError) as error:
+        except Exception as error:  # whatever it is: rclpy would swallow it without a word
             self._failure = f"not configured: {error}"
+            self._stop(self._failure)
             self._release()
             return TransitionCallbackReturn.FAILURE
         self._state = INACTIVE
@@ -244,6 +245,8 @@ class PolicyNode(LifecycleNode):
     def _supervise(self) -> None:
         if self._state == ACTIVE and self._worker is not None and not self._worker.alive:
             self._failure = "the inference process has ended; configure the node again"
+            if self._commanding:
+                self._stop(self._failure)
         if self._state == ACTIVE and self._failure:
             self.trigger_deactivate()
         self._reporter.report(*self._summary(), self._values)

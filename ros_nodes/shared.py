@@ -89,6 +89,8 @@ def subscribe_goal(node: Node, take: Callable[[PoseStamped], None]) -> list[Subs
         if stamp == 0 or stamp > newest:
             newest = max(newest, stamp)
             take(message)
+        elif stamp < newest:
+            node.get_logger().warning("ignored a goal that is older than the present one; check the sender's clock")
 
     return [node.create_subscription(PoseStamped, "goal_pose", accept, profile) for profile in (LATCHED, COMMAND)]
 

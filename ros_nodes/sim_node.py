@@ -22,7 +22,6 @@ from policies.spec import Array
 from ros_nodes import shared
 from ros_nodes.convert import (
     ODOMETRY_FRAME,
-    nanoseconds,
     odometry_message,
     point_values,
     pose_message,
@@ -80,10 +79,8 @@ class SimNode(Node):
         self._goals = self.create_publisher(PoseStamped, "goal_pose", shared.LATCHED)
 
     def _on_command(self, message: TwistStamped) -> None:
-        age = 1e-9 * (self._wall.now().nanoseconds - nanoseconds(message.header.stamp))
-        now = time.monotonic()
-        self._arrivals.append(now)
-        self._command = (twist_values(message.twist, self._names), now - age)
+        self._arrivals.append(time.monotonic())
+        self._command = (twist_values(message.twist, self._names), shared.measured_at(self, message.header.stamp))
 
     def _on_goal(self, message: PoseStamped) -> None:
         goal = point_values(message.pose.position)
@@ -107,7 +104,7 @@ class SimNode(Node):
     def _wanted(self, now: float) -> Array:
         """The newest command; zeros when it is too old, not finite, or the robot has failed."""
         command, stamp = self._command
-        fresh = command is not None and now - stamp <= COMMAND_TIMEOUT_S
+        fresh = command is not None and abs(now - stamp) <= COMMAND_TIMEOUT_S
         usable = fresh and not self._env.failed and np.isfinite(command).all()
         return command if usable else np.zeros(len(self._names), np.float32)
 

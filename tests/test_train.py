@@ -115,7 +115,7 @@ def test_resuming_refuses_what_differs(tmp_path: Path, episodes: EpisodeFile) ->
     with pytest.raises(ContractError, match="nothing to resume"):
         train(tmp_path / "none", episodes, resume=True)
     train(tmp_path / "run", episodes)
-    with pytest.raises(ContractError, match="recipe was"):
+    with pytest.raises(ContractError, match="batch was 16, now it is 32"):
         train(tmp_path / "run", episodes, resume=True, batch=32)
 
 

@@ -28,8 +28,8 @@ def command(
         video: Episodes to film, from the first seed on; needs --out and an OpenGL library.
         json: Print JSON.
     """
-    if video and not out:
-        raise ValueError("--video needs --out DIRECTORY")
+    if video and not (out and policies):
+        raise ValueError("--video needs --out DIRECTORY and a policy")
     with progress_bar("episodes") as progress:
         report = evaluate(list(policies), LOADER, config, progress)
     if out:

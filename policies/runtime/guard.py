@@ -38,8 +38,8 @@ class GuardLimits:
     def __post_init__(self) -> None:
         if len({len(self.low), len(self.high), len(self.acceleration), len(self.jerk)}) != 1:
             raise ValueError(f"limits differ in length, one value per component is needed: {self}")
-        if not all(low <= 0 <= high for low, high in zip(self.low, self.high, strict=True)):
-            raise ValueError(f"low {self.low} .. high {self.high} must include 0, or the robot could not stop")
+        if not all(-np.inf < low <= 0 <= high < np.inf for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"low {self.low} .. high {self.high} must be finite and include 0, where the robot stops")
         if not all(0 < value < np.inf for value in (*self.acceleration, *self.jerk, self.timeout_s)):
             raise ValueError(f"acceleration, jerk and timeout_s must be positive and finite: {self}")
 

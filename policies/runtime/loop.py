@@ -17,6 +17,7 @@ import numpy as np
 from policies.spec import Array
 
 _RING = 8192  # ticks the percentiles look back: 164 s at 50 Hz
+_MARGIN = 16
 _LATE_S = 0.010
 _PRIORITY = 50
 _SWITCH_INTERVAL_S = 0.0005  # the default of 5 ms is what a busy Python thread would add to every tick
@@ -120,7 +121,8 @@ class Loop:
     def report(self) -> LoopReport:
         """Return the statistics so far; callable while the loop runs."""
         count = self._commands
-        recent = np.arange(max(0, count - _RING), count) % _RING
+        # The oldest slots are left out: the loop may be writing into them.
+        recent = np.arange(max(0, count - _RING + _MARGIN), count) % _RING
         periods = np.diff(self._starts[recent])
         return LoopReport(
             rate_hz=float(1 / periods.mean()) if len(periods) else 0.0,

@@ -101,8 +101,13 @@ def test_scan_that_cannot_be_used_is_refused() -> None:
         convert.scan_values(scan(ranges[:36], -np.pi / 2, step), BEAMS, REACH)
     with pytest.raises(ContractError, match="frame 'laser', 'base_link' is needed"):
         convert.scan_values(scan(ranges, -np.pi, step, frame="laser"), BEAMS, REACH)
-    with pytest.raises(ContractError, match="angle_increment 0"):
-        convert.scan_values(scan(ranges, -np.pi, 0.0), BEAMS, REACH)
+    for start, increment in ((-np.pi, 0.0), (-np.pi, np.nan), (np.nan, step), (-np.pi, np.inf), (-np.pi, 7.0)):
+        with pytest.raises(ContractError, match="angle_increment"):
+            convert.scan_values(scan(ranges, start, increment), BEAMS, REACH)
+    blind = scan(ranges, -np.pi, step)
+    for blind.range_min in (np.nan, -1.0, REACH):
+        with pytest.raises(ContractError, match="range_min"):
+            convert.scan_values(blind, BEAMS, REACH)
 
 
 def test_messages_survive_the_way_there_and_back() -> None:

@@ -112,8 +112,10 @@ def test_corrupt_bundle_is_refused_and_the_node_stays_unconfigured(chain: Chain)
     assert not probe.transition("configure")
     chain.until(lambda: probe.status("policy_node").level == 2, "refusal")
     assert chain.state() == "unconfigured" and str(chain.bundle) in probe.status("policy_node").text
-    assert probe.speed() == 0 and probe.status("guard_node").values["fault"] is None
+    chain.until(lambda: probe.status("guard_node").values["fault"], "latched fault")
+    assert probe.speed() == 0 and "not configured" in probe.status("guard_node").values["fault"]
     chain.bundle.write_bytes(content)
+    assert probe.trigger("reset").success
 
 
 def test_parameters_are_fixed_while_configured_and_another_robot_is_refused(chain: Chain) -> None:
@@ -140,3 +142,11 @@ def test_interrupted_guard_leaves_the_robot_at_rest(chain: Chain) -> None:
     assert chain.nodes.end("guard_node") == 0
     chain.probe.spin(0.2)
     assert not chain.probe.commands[-1][1].any()
+
+
+def test_restarted_guard_keeps_the_robot_stopped_until_its_reset(chain: Chain) -> None:
+    chain.nodes.start("guard_node", {"start_latched": True})
+    chain.until(lambda: "has started" in str(chain.probe.status("guard_node").values.get("fault")), "latched fault")
+    chain.probe.spin(0.5)
+    assert chain.probe.status("policy_node").text == "commanding" and chain.probe.speed() == 0
+    chain.drive()

@@ -102,7 +102,7 @@ def test_parameter_files_name_every_parameter_that_a_robot_may_need(embodiment: 
     from ros_nodes.policy_node import PolicySettings
 
     content = parameters(embodiment)
-    launched = {"bundle", "embodiment", "autostart", "seed"}
+    launched = {"bundle", "embodiment", "autostart", "seed", "start_latched"}
     for node, settings in (("guard_node", GuardSettings), ("policy_node", PolicySettings)):
         names = {field.name for field in dataclasses.fields(settings)} - launched
         assert set(content[f"/**/{node}"]["ros__parameters"]) == names

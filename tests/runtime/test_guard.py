@@ -246,9 +246,9 @@ def test_time_that_stands_still_or_jumps_is_harmless() -> None:
 def test_wrong_shape_and_unsafe_limits_are_refused() -> None:
     with pytest.raises(ContractError, match=r"shape \(2,\), the limits have \(3,\)"):
         Guard(LIMITS).filter(np.zeros(2), 0.0, 0.0)
-    with pytest.raises(ValueError, match="must include 0"):
+    with pytest.raises(ValueError, match="must be finite and include 0"):
         GuardLimits((0.1,), (1.0,), (1.0,), (1.0,))
-    with pytest.raises(ValueError, match="must include 0"):
+    with pytest.raises(ValueError, match="must be finite and include 0"):
         GuardLimits((float("nan"),), (1.0,), (1.0,), (1.0,))
     with pytest.raises(ValueError, match="positive"):
         GuardLimits((-1.0,), (1.0,), (0.0,), (1.0,))

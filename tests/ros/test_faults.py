@@ -138,13 +138,10 @@ def test_interrupted_policy_brings_the_robot_to_rest_without_a_fault(chain: Chai
     chain.start_policy()
 
 
-def test_interrupted_guard_leaves_the_robot_at_rest(chain: Chain) -> None:
+def test_interrupted_guard_leaves_the_robot_at_rest_and_a_restarted_one_keeps_it_there(chain: Chain) -> None:
     assert chain.nodes.end("guard_node") == 0
     chain.probe.spin(0.2)
     assert not chain.probe.commands[-1][1].any()
-
-
-def test_restarted_guard_keeps_the_robot_stopped_until_its_reset(chain: Chain) -> None:
     chain.nodes.start("guard_node", {"start_latched": True})
     chain.until(lambda: "has started" in str(chain.probe.status("guard_node").values.get("fault")), "latched fault")
     chain.probe.spin(0.5)

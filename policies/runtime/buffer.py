@@ -21,8 +21,7 @@ class ChunkBuffer:
     Args:
         spec: Contract of the policy.
         max_age_s: Age from which a chunk is no longer executed, in seconds since its newest observation.
-        soft: Actions beyond the frozen ones over which the tie to the previous chunk fades. It also
-            keeps the policy from reacting.
+        soft: Actions beyond the frozen ones over which the tie to the previous chunk fades.
     """
 
     def __init__(self, spec: Spec, max_age_s: float, soft: int = 0) -> None:

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import envs  # noqa: F401 (registers the environment)
+from envs.experts.nav import NavExpert
+from envs.g1.assets import available
 from envs.nav import BEAMS, SCAN_RANGE, TIME_LIMIT
 from envs.rooms import HALF_SIZE, Obstacle, Room
 
@@ -140,3 +142,16 @@ def test_both_step_rates_simulate_the_same() -> None:
     for _ in range(5):
         fast.step(np.array([0.5, 0.1, 0.3], np.float32))
     np.testing.assert_array_equal(slow.state, fast.state)
+
+
+@pytest.mark.skipif(available() is not None, reason=f"the G1 is not available: {available()}")
+def test_the_g1_walks_to_the_goal_in_full_physics() -> None:
+    env = nav(seed=2, embodiment="g1", step_hz=50)
+    assert env.model.nu == 29, "29 actuated joints carry the robot"
+    expert, ended = NavExpert(env), False
+    while not ended:
+        _, _, terminated, truncated, info = env.step(expert.command())
+        ended = terminated or truncated
+    assert info["success"]
+    assert not info["fall"]
+    assert info["travelled"] > 3.0

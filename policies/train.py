@@ -246,7 +246,9 @@ class Trainer(Generic[ConfigT]):
         torch._foreach_lerp_(average, current, 1 - decay)
 
     def _checkpoint(self, rollout: Rollout | None) -> dict[str, Any]:
-        entry: dict[str, Any] = {"step": self.step, "valid_loss": self._valid_loss()}
+        entry: dict[str, Any] = {"step": self.step}
+        if len(self._valid_steps):
+            entry["valid_loss"] = self._valid_loss()
         score = float(self.step)
         if rollout is not None and self.recipe.rollouts:
             score = entry["success"] = rollout(self.average)
@@ -259,8 +261,6 @@ class Trainer(Generic[ConfigT]):
 
     @torch.no_grad()
     def _valid_loss(self) -> float:
-        if not len(self._valid_steps):
-            return math.nan
         state = self.generator.get_state()
         self.generator.manual_seed(0)  # the same windows and noise every time
         losses = [float(self.average.head.loss(*self._batch(self._valid_steps), self.generator)) for _ in range(4)]

@@ -58,6 +58,7 @@ class PlanarBody:
 
     radius = 0.25
     touches_floor = False
+    # The limits are those of the walking G1, see envs/g1/calibration.py: a policy for one robot drives the other.
     action = ActionSpec(
         names=("vx", "vy", "wz"),
         units=("m/s", "m/s", "rad/s"),

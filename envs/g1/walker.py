@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from envs.bodies import WheeledBody
 from envs.g1.assets import model_path, policy_path
 from envs.g1.calibration import policy_command
 from envs.g1.gait import STANDING_POSE, Gait
 from envs.g1.robot import BASE_JOINT, PREFIX, robot_spec
-from policies.spec import ActionSpec, Array
+from policies.spec import Array
 
 STANDING_HEIGHT = 0.757  # m, pelvis above the floor with the feet of the standing pose on it
 
@@ -32,13 +33,7 @@ class G1Body:
         AssetError: Model or walking policy are missing, or not those that were tested.
     """
 
-    action = ActionSpec(
-        names=("vx", "vy", "wz"),
-        units=("m/s", "m/s", "rad/s"),
-        frame="base_link",
-        low=(-0.3, -0.2, -0.7),
-        high=(0.6, 0.2, 0.7),
-    )
+    action = WheeledBody.action  # what the calibrated gait delivers, so that one policy drives both
     radius = 0.41
     touches_floor = True
 

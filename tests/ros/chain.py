@@ -110,6 +110,8 @@ class Chain:
         self.until(lambda: self.state() in ("active", "unconfigured"), "policy node")
         if self.state() == "unconfigured":
             assert probe.transition("configure", PATIENCE_S) and probe.transition("activate")
+        nodes = ("sim_node", "guard_node", "policy_node")
+        self.until(lambda: all(probe.status(name).values for name in nodes), "reports")
         self.until(lambda: probe.position is not None, "position")
         here = probe.position
         probe.send_goal(max(self.ends, key=lambda end: np.linalg.norm(end - here)))

@@ -112,7 +112,7 @@ def test_corrupt_bundle_is_refused_and_the_node_stays_unconfigured(chain: Chain)
     assert not probe.transition("configure")
     chain.until(lambda: probe.status("policy_node").level == 2, "refusal")
     assert chain.state() == "unconfigured" and str(chain.bundle) in probe.status("policy_node").text
-    chain.until(lambda: probe.status("guard_node").values["fault"], "latched fault")
+    chain.until(lambda: probe.status("guard_node").values.get("fault"), "latched fault")
     assert probe.speed() == 0 and "not configured" in probe.status("guard_node").values["fault"]
     chain.bundle.write_bytes(content)
     assert probe.trigger("reset").success

@@ -14,7 +14,7 @@ import tyro
 
 from envs.collect import processes
 from envs.drive import PolicyDriver, Row, run_episode
-from envs.evaluate import SHARD, VALIDATION_SEED, EvaluateConfig, make, summary
+from envs.evaluate import SHARD, VALIDATION_SEED, EvaluateConfig, summary, world
 from policies.files import replace_file
 from policies.load import load_policy
 from policies.runtime.worker import InlineWorker
@@ -41,7 +41,7 @@ def main(bundle: tyro.conf.Positional[Path], json: Path, episodes: int = 100) ->
 
 
 def _drive(bundle: Path, soft: int, seeds: range) -> list[Row]:
-    env, worker = make(EvaluateConfig()).unwrapped, InlineWorker(load_policy(str(bundle)))
+    env, worker = world(EvaluateConfig()), InlineWorker(load_policy(str(bundle)))
     rows = []
     for seed in seeds:
         env.reset(seed=seed)

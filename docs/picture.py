@@ -11,12 +11,11 @@ from typing import Any
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
-import gymnasium
 from matplotlib import pyplot
 
 import envs  # noqa: F401 (registers the environment)
-from envs.drive import COMMAND_HZ, PolicyDriver
-from envs.evaluate import make_room
+from envs.drive import PolicyDriver
+from envs.world import make
 from kinoflow import figures
 from policies.load import load_policy
 from policies.runtime.worker import InlineWorker
@@ -26,7 +25,7 @@ WALKED = 6.0  # s, after which the robot is photographed
 
 def photograph(bundle: Path, seed: int) -> Any:
     """Let the G1 walk for a few seconds and take a picture of it."""
-    env: Any = gymnasium.make("kinoflow/Nav-v0", embodiment="g1", step_hz=COMMAND_HZ, render_mode="rgb_array").unwrapped
+    env: Any = make("kinoflow/Nav-v0", {"embodiment": "g1"}, commands=True, render_mode="rgb_array")
     env.reset(seed=seed)
     driver = PolicyDriver(InlineWorker(load_policy(str(bundle))), seed)
     while env.time < WALKED:
@@ -47,10 +46,11 @@ def rasterise(figure: Any) -> Any:
 def main(demo: Path, target: Path) -> None:
     """Put photograph, path and comparison side by side."""
     run = json.loads((demo / "run.json").read_text())
-    room = make_room(run, run["seed"])
+    world = make(run["env"], {"embodiment": run["embodiment"]})
+    world.reset(seed=run["seed"])
     panels = [
         photograph(demo / "flowdit.kfb", run["seed"]),
-        rasterise(figures.walk(room, run["path"], run["goals"])),
+        rasterise(figures.walk(world.room, run["path"], run["goals"])),
         rasterise(figures.success(json.loads((demo / "evaluation.json").read_text()))),
     ]
     sheet, axes = pyplot.subplots(1, 3, figsize=(15, 4.4), layout="constrained", width_ratios=[1.2, 1, 1.3])

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from envs.episodes import Episode, read_demos, write_episodes
+from envs.world import make, robot
 from policies.runtime.worker import one_numeric_thread
 from policies.spec import Array
 
@@ -32,7 +32,7 @@ class CollectConfig:
     Args:
         out: Episode file to write (HDF5).
         env: Gymnasium id; the expert lives in the file of the same name under ``envs/experts``.
-        embodiment: Robot.
+        embodiment: Robot, where the environment has several.
         episodes: Number of seeds to try; failed episodes are left out.
         seed: First seed.
         noise: Largest standard deviation of the injected noise, as a share of the command range. Each episode draws
@@ -42,31 +42,30 @@ class CollectConfig:
 
     out: Path
     env: str = "kinoflow/Nav-v0"
-    embodiment: str = "wheeled"
+    embodiment: str | None = None
     episodes: int = 400
     seed: int = 1_000_000
     noise: float = 0.35
     workers: int = 2
 
 
-def drivers(env: gymnasium.Env) -> dict[str, Any]:
+def drivers(env: Any) -> dict[str, Any]:
     """Expert and baselines of an environment: ``DRIVERS`` in the file of the same name under `envs.experts`."""
-    name = type(env.unwrapped).__module__.rsplit(".", 1)[1]
+    name = type(env).__module__.rsplit(".", 1)[1]
     return importlib.import_module(f"envs.experts.{name}").DRIVERS
 
 
-def record(env: gymnasium.Env, seed: int, noise: float) -> Episode | None:
+def record(world: Any, seed: int, noise: float) -> Episode | None:
     """Record one episode; returns None when the expert fails.
 
     Args:
-        env: Environment with an expert.
+        world: Environment with an expert.
         seed: Seed of the environment and of the noise.
         noise: Largest standard deviation of the noise, as a share of the command range.
     """
-    world: Any = env.unwrapped
     rng = np.random.default_rng(seed)
     observation, _ = world.reset(seed=seed)
-    expert = drivers(env)["expert"](world)
+    expert = drivers(world)["expert"](world)
     action = world.contract.action
     scale = rng.uniform(0, noise) * (np.array(action.high) - np.array(action.low)) / 2
     push = np.zeros(action.dim)
@@ -127,8 +126,8 @@ def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict
     episodes = [episode for shard in shards for episode in read_demos(shard)]
     if not episodes:
         raise RuntimeError(f"the expert failed on all {len(seeds)} seeds from {config.seed}; nothing was written")
-    env = _make(config)
-    write_episodes(config.out, episodes, config.env, {"embodiment": config.embodiment}, env.unwrapped.contract)
+    env = make(config.env, robot(config.embodiment))
+    write_episodes(config.out, episodes, config.env, robot(config.embodiment), env.contract)
     env.close()
     shutil.rmtree(folder)
     return {"out": str(config.out), "tried": len(seeds), "kept": len(episodes), "steps": sum(map(len, episodes))}
@@ -145,13 +144,9 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _make(config: CollectConfig) -> Any:
-    return gymnasium.make(config.env, embodiment=config.embodiment, disable_env_checker=True)
-
-
 def _record_shard(config: CollectConfig, shard: Path, seeds: range) -> int:
-    env = _make(config)
+    env = make(config.env, robot(config.embodiment))
     episodes = [episode for seed in seeds if (episode := record(env, seed, config.noise))]
-    write_episodes(shard, episodes, config.env, {"embodiment": config.embodiment}, env.unwrapped.contract)
+    write_episodes(shard, episodes, config.env, robot(config.embodiment), env.contract)
     env.close()
     return len(seeds)

@@ -8,20 +8,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from envs.world import World
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.guard import Guard, GuardLimits
 from policies.runtime.loop import Loop, LoopReport
 from policies.runtime.runner import Runner
-from policies.runtime.worker import Worker
+from policies.runtime.worker import BatchWorker, Worker
 from policies.spec import Array, Observation
 
-COMMAND_HZ = 50.0
-MAX_AGE = 0.5  # s, a chunk older than this is not executed
-TRACE_EVERY = 10  # ticks between two points of a recorded path
+SPARE = 0.4  # s, a chunk is not executed for longer than this after the next one should have come
+TRACE_EVERY = 0.2  # s between two points of a recorded path
 
 
 class Driver(Protocol):
-    """Commands the robot of one episode at 50 Hz."""
+    """Commands the robot of one episode, once per step."""
 
     def command(self, observation: Observation, now: float) -> Array | None:
         """Return the ``(A,)`` command at time ``now`` in seconds, None when there is none."""
@@ -53,16 +53,24 @@ class PolicyDriver:
         seed: Seed of the sampling noise.
         latency_s: Simulated time from an observation to its chunk.
         soft: Actions over which a new chunk is tied to the old one, see `ChunkBuffer`.
+        execute: Actions of a chunk to execute before the next one is planned.
     """
 
-    def __init__(self, worker: Worker, seed: int, latency_s: float = 0.0, soft: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        buffer = ChunkBuffer(worker.spec, MAX_AGE, soft)
-        self.runner = Runner(worker, buffer, rng, worker.spec.rate_hz, latency_s)
+    def __init__(self, worker: Worker, seed: int, latency_s: float = 0.0, soft: int = 0, execute: int = 1) -> None:
+        spec, rng = worker.spec, np.random.default_rng(seed)
+        if not 1 <= execute <= spec.horizon:
+            raise ValueError(f"cannot execute {execute} actions of a chunk of {spec.horizon}; choose 1 to that")
+        buffer = ChunkBuffer(spec, execute * spec.dt + SPARE, soft)
+        self.runner = Runner(worker, buffer, rng, spec.rate_hz / execute, latency_s)
+        self._seen = [feature.name for feature in spec.observations]
+
+    def look(self, observation: Observation, now: float) -> None:
+        """Take note of an observation and ask for a chunk where one is due."""
+        self.runner.observe({name: observation[name] for name in self._seen}, now)
+        self.runner.plan(now)
 
     def command(self, observation: Observation, now: float) -> Array | None:
-        self.runner.observe(observation, now)
-        self.runner.plan(now)
+        self.look(observation, now)
         if self.runner.error:  # an episode without a policy proves nothing
             raise RuntimeError(self.runner.error)
         return self.runner.command(now)
@@ -70,44 +78,66 @@ class PolicyDriver:
 
 @dataclass(frozen=True)
 class Row:
-    """One episode of one driver. Lengths in metres, times in seconds."""
+    """One episode of one driver: what came of it after ``time_s`` seconds, and where it went."""
 
     seed: int
     success: bool
-    collision: bool
-    fall: bool
-    timeout: bool
     time_s: float
-    travelled_m: float
-    final_distance_m: float
-    spl: float
+    metrics: dict[str, float]
     path: list[tuple[float, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain containers, the metrics beside the rest."""
+        rest = {"seed": self.seed, "success": self.success, "time_s": self.time_s}
+        return {**rest, **self.metrics, "path": self.path}
+
+    def value(self, name: str) -> float:
+        """Success or one of the metrics as a number."""
+        return float(self.success if name == "success" else self.metrics[name])
 
 
 class Episode:
-    """One episode of one driver, tick by tick. ``env`` is freshly reset with ``seed`` and steps at `COMMAND_HZ`."""
+    """One episode of one driver, tick by tick; ``world`` is freshly reset with ``seed``."""
 
-    def __init__(self, env: Any, driver: Driver, seed: int) -> None:
+    def __init__(self, world: World, driver: Driver, seed: int) -> None:
         self.ended = False
-        self._env, self._driver, self._seed = env, driver, seed
-        self._guard = Guard(GuardLimits.of(env.contract.action))
-        self._observation = env.observe()
-        self._path = [tuple(env.pose[:2])]
+        self._world: Any = world
+        self._driver, self._seed = driver, seed
+        velocities = all(unit.endswith("/s") for unit in world.contract.action.units)
+        self._guard = Guard(GuardLimits.of(world.contract.action)) if velocities else None
+        self._observation = world.observe()
+        self._path = [tuple(world.pose[:2])]
+
+    @property
+    def time(self) -> float:
+        """Simulated time in seconds."""
+        return self._world.time
 
     def tick(self, now: float) -> None:
         """Command the robot at time ``now`` in seconds and let the simulation take its step."""
-        command = self._guard.filter(self._driver.command(self._observation, now), now, now)
-        self._observation, _, terminated, truncated, _ = self._env.step(command)
+        command = self._driver.command(self._observation, now)
+        if self._guard is not None:
+            command = self._guard.filter(command, now, now)
+        elif command is None:
+            command = self._world.rest
+        self._observation, _, terminated, truncated, _ = self._world.step(command)
         self.ended = terminated or truncated
-        if self.ended or round(self._env.time * COMMAND_HZ) % TRACE_EVERY == 0:
-            self._path.append(tuple(self._env.pose[:2]))
+        if self.ended or self._world.time >= len(self._path) * TRACE_EVERY - 1e-9:
+            self._path.append(tuple(self._world.pose[:2]))
+
+    def look(self) -> None:
+        """Let a policy ask for its next chunk ahead of the tick, so that chunks can be planned together."""
+        if isinstance(self._driver, PolicyDriver):
+            self._driver.look(self._observation, self._world.time)
 
     def row(self) -> Row:
         """What came of it."""
-        return _row(self._env, self._seed, self._path)
+        path = [(round(float(x), 2), round(float(y), 2)) for x, y in self._path]
+        world = self._world
+        return Row(self._seed, bool(world.success), round(world.time, 3), dict(world.metrics), path)
 
 
-def run_episode(env: Any, driver: Driver, seed: int, after_tick: Callable[[], None] = lambda: None) -> Row:
+def run_episode(env: World, driver: Driver, seed: int, after_tick: Callable[[], None] = lambda: None) -> Row:
     """Drive one episode in simulated time."""
     episode = Episode(env, driver, seed)
     while not episode.ended:
@@ -116,7 +146,23 @@ def run_episode(env: Any, driver: Driver, seed: int, after_tick: Callable[[], No
     return episode.row()
 
 
-def run_realtime(env: Any, driver: Driver, seed: int) -> tuple[Row, LoopReport]:
+def run_together(episodes: Sequence[Episode], workers: Sequence[BatchWorker]) -> list[Row]:
+    """Drive episodes of one policy in simulated time, step by step together.
+
+    Args:
+        episodes: One per world, each with its own driver.
+        workers: Of these drivers.
+    """
+    while running := [episode for episode in episodes if not episode.ended]:
+        for episode in running:
+            episode.look()
+        BatchWorker.answer(workers)
+        for episode in running:
+            episode.tick(episode.time)
+    return [episode.row() for episode in episodes]
+
+
+def run_realtime(env: World, driver: Driver, seed: int) -> tuple[Row, LoopReport]:
     """Drive one episode in real time, on the loop that also drives robots."""
     episode = Episode(env, driver, seed)
 
@@ -125,24 +171,7 @@ def run_realtime(env: Any, driver: Driver, seed: int) -> tuple[Row, LoopReport]:
         if episode.ended:
             loop.stop()
 
-    loop = Loop(1 / COMMAND_HZ, tick)
+    loop = Loop(env.step_dt, tick)
     loop.start()
     loop.join()
     return episode.row(), loop.report()
-
-
-def _row(env: Any, seed: int, path: Sequence[tuple[float, ...]]) -> Row:
-    success, fall = env.success, env.body.fallen(env.data)
-    shortest = env.shortest
-    return Row(
-        seed=seed,
-        success=success,
-        collision=env.collision and not fall,
-        fall=fall,
-        timeout=not success and not env.failed,
-        time_s=round(env.time, 3),
-        travelled_m=round(env.travelled, 3),
-        final_distance_m=round(env.distance, 3),
-        spl=round(float(success) * shortest / max(shortest, env.travelled), 4),
-        path=[(round(float(x), 2), round(float(y), 2)) for x, y in path],
-    )

@@ -145,6 +145,21 @@ class EpisodeFile:
         return {name: values[past] for name, values in self.observations.items()}, self.actions[ahead]
 
 
+def select(episodes: list[Episode], which: str) -> list[Episode]:
+    """Choose episodes by their position, written like a slice: ``"0:100"`` or ``"1::2"``.
+
+    Raises:
+        ValueError: This is no slice, or it chooses nothing.
+    """
+    try:
+        chosen = episodes[slice(*(int(part) if part else None for part in which.split(":")))]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"'{which}' is no slice like 0:100 or 1::2 ({error})") from error
+    if not chosen:
+        raise ValueError(f"'{which}' chooses none of {len(episodes)} episodes")
+    return chosen
+
+
 def _demo_names(data: h5py.Group) -> list[str]:
     return sorted(data, key=lambda name: int(name.split("_")[1]))
 

@@ -6,16 +6,26 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from envs.collect import drivers, processes
-from envs.drive import COMMAND_HZ, Driver, PolicyDriver, Row, Scripted, StandingStill, run_episode, run_realtime
-from policies.runtime.worker import InferenceWorker, InlineWorker
+from envs.drive import (
+    Driver,
+    Episode,
+    PolicyDriver,
+    Row,
+    Scripted,
+    StandingStill,
+    run_episode,
+    run_realtime,
+    run_together,
+)
+from envs.world import World, make, robot
+from policies.runtime.worker import BatchWorker, InferenceWorker, InlineWorker, Worker
 from policies.spec import ChunkPolicy
 
 VALIDATION_SEED = 500_000  # first of the seeds that choices may be made on; reports start at 0, training at 1,000,000
@@ -43,15 +53,16 @@ def paired_difference(mine: Sequence[float], theirs: Sequence[float]) -> dict[st
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Rates of one driver over its episodes."""
-    return {
-        "success": wilson(sum(row.success for row in rows), len(rows)),
-        "collision": sum(row.collision for row in rows) / len(rows),
-        "timeout": sum(row.timeout for row in rows) / len(rows),
-        "fall": sum(row.fall for row in rows) / len(rows),
-        "spl": float(np.mean([row.spl for row in rows])),
-        "time_s": float(np.mean([row.time_s for row in rows])),
-    }
+    """Success of one driver with its interval, and the means of everything else over its episodes."""
+    metrics = {name: float(np.mean([row.metrics[name] for row in rows])) for name in rows[0].metrics}
+    time_s = float(np.mean([row.time_s for row in rows]))
+    return {"success": wilson(sum(row.success for row in rows), len(rows)), **metrics, "time_s": time_s}
+
+
+def compared(mine: Sequence[Row], theirs: Sequence[Row]) -> dict[str, Any]:
+    """Paired differences of success and of every metric between two drivers on the same seeds."""
+    names = ("success", *mine[0].metrics)
+    return {name: paired_difference([r.value(name) for r in mine], [r.value(name) for r in theirs]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -60,10 +71,11 @@ class EvaluateConfig:
 
     Args:
         env: Gymnasium id.
-        embodiment: Robot.
+        embodiment: Robot, where the environment has several.
         episodes: Seeds per driver.
         seed: First seed; the same for every driver.
         latency_ms: Simulated time from an observation to its chunk.
+        execute: Actions of a chunk to execute before the next is planned; the environment's custom by default.
         baselines: Also run standing still and the environment's scripted drivers.
         realtime: Run policies in real time, inference in its own process, one episode after the other; baselines
             stay in simulated time.
@@ -71,10 +83,11 @@ class EvaluateConfig:
     """
 
     env: str = "kinoflow/Nav-v0"
-    embodiment: str = "wheeled"
+    embodiment: str | None = None
     episodes: int = 100
     seed: int = 0
     latency_ms: float = 0.0
+    execute: int | None = None
     baselines: bool = True
     realtime: bool = False
     workers: int = 2
@@ -102,38 +115,42 @@ def evaluate(
     if config.episodes < 1:
         raise ValueError(f"episodes is {config.episodes}, at least one is needed")
     if config.baselines:
-        env = make(config)
+        env = world(config)
         names += [STANDING_STILL, *(name for name in drivers(env))]
         env.close()
-    rows, loops = _run_all(names, len(policies), loader, config, progress)
+    rows, loops = run_all(names, len(policies), loader, config, progress)
     first, *others = names
-    report = {"env": config.env, "embodiment": config.embodiment, "policy": first, "episodes": config.episodes}
+    report = {"env": config.env, **robot(config.embodiment), "policy": first, "episodes": config.episodes}
     report |= {"seed": config.seed, "latency_ms": config.latency_ms, **summary(rows[first])}
-    success = {name: [float(row.success) for row in rows[name]] for name in names}
     report["baselines"] = {
-        name: summary(rows[name]) | {"difference": paired_difference(success[first], success[name])} for name in others
+        name: summary(rows[name]) | {"difference": compared(rows[first], rows[name])} for name in others
     }
     if loops:
         report["realtime"] = loops
-    report["rows"] = {name: [asdict(row) for row in rows[name]] for name in names}
+    report["rows"] = {name: [row.to_json() for row in rows[name]] for name in names}
     return report
 
 
-def make(config: EvaluateConfig) -> Any:
+def world(config: EvaluateConfig) -> Any:
     """Make the environment at the command rate."""
-    return gymnasium.make(config.env, embodiment=config.embodiment, step_hz=COMMAND_HZ, disable_env_checker=True)
+    return make(config.env, robot(config.embodiment), commands=True)
 
 
-def make_room(report: Mapping[str, Any], seed: int) -> Any:
-    """The room of one episode of a report."""
-    env = gymnasium.make(report["env"], embodiment=report["embodiment"], disable_env_checker=True).unwrapped
-    env.reset(seed=seed)
-    return env.room  # type: ignore[attr-defined]
-
-
-def _run_all(
+def run_all(
     names: Sequence[str], policies: int, loader: str, config: EvaluateConfig, progress: Callable[[int, int], None]
 ) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+    """Run drivers on the same seeds.
+
+    Args:
+        names: Policies, then baselines.
+        policies: How many of the names are policies.
+        loader: As in `evaluate`.
+        config: What to evaluate.
+        progress: Called with (episodes done, episodes in all).
+
+    Returns:
+        Rows per driver, ordered by seed, and the timing of the loops of policies in real time.
+    """
     seeds = range(config.seed, config.seed + config.episodes)
     shards = [seeds[i : i + SHARD] for i in range(0, len(seeds), SHARD)]
     rows: dict[str, list[Row]] = {name: [] for name in names}
@@ -163,7 +180,7 @@ def _run_live(
     name: str, loader: str, seeds: range, config: EvaluateConfig, note: Callable[[list[Row]], None]
 ) -> dict[str, Any]:
     """Run one policy in real time; returns the timing of its loop, worst episode first."""
-    env = make(config).unwrapped
+    env = world(config)
     spec = load(name, loader).spec
     spec.require(env.contract)
     reports = []
@@ -171,7 +188,7 @@ def _run_live(
         worker.wait_ready()
         for seed in seeds:
             env.reset(seed=seed)
-            row, report = run_realtime(env, PolicyDriver(worker, seed, config.latency_ms / 1e3), seed)
+            row, report = run_realtime(env, _policy_driver(worker, env, seed, config), seed)
             reports.append(report)
             note([row])
     env.close()
@@ -185,15 +202,31 @@ def _run_live(
 
 
 def _run_shard(name: str, loader: str, seeds: range, config: EvaluateConfig) -> list[Row]:
-    env = make(config).unwrapped
+    env = world(config)
     policy = load(name, loader) if loader else None
     if policy:
         policy.spec.require(env.contract)
+    if hasattr(policy, "act_batch") and not getattr(env, "alone", False):
+        env.close()
+        return _run_together(policy, seeds, config)
     rows = []
     for seed in seeds:
         env.reset(seed=seed)
         rows.append(run_episode(env, driver_for(name, policy, env, seed, config), seed))
     env.close()
+    return rows
+
+
+def _run_together(policy: Any, seeds: range, config: EvaluateConfig) -> list[Row]:
+    worlds = [world(config) for _ in seeds]
+    workers = [BatchWorker(policy) for _ in seeds]
+    episodes = []
+    for env, worker, seed in zip(worlds, workers, seeds, strict=True):
+        env.reset(seed=seed)
+        episodes.append(Episode(env, _policy_driver(worker, env, seed, config), seed))
+    rows = run_together(episodes, workers)
+    for env in worlds:
+        env.close()
     return rows
 
 
@@ -203,20 +236,26 @@ def load(name: str, loader: str) -> ChunkPolicy:
     return getattr(importlib.import_module(module), function)(name)
 
 
-def driver_for(name: str, policy: ChunkPolicy | None, world: Any, seed: int, config: EvaluateConfig) -> Driver:
+def driver_for(name: str, policy: ChunkPolicy | None, env: World, seed: int, config: EvaluateConfig) -> Driver:
     """Make the driver of one episode in simulated time."""
     if policy:
-        return PolicyDriver(InlineWorker(policy), seed, config.latency_ms / 1e3)
-    return StandingStill() if name == STANDING_STILL else Scripted(drivers(world)[name](world))
+        return _policy_driver(InlineWorker(policy), env, seed, config)
+    return StandingStill() if name == STANDING_STILL else Scripted(drivers(env)[name](env))
 
 
-def as_text(report: dict[str, Any]) -> str:
+def _policy_driver(worker: Worker, env: World, seed: int, config: EvaluateConfig) -> PolicyDriver:
+    execute = config.execute or min(env.execute, worker.spec.horizon)
+    return PolicyDriver(worker, seed, config.latency_ms / 1e3, execute=execute)
+
+
+def as_text(report: Mapping[str, Any]) -> str:
     """A table for people: one line per driver."""
-    head = f"{report['episodes']} episodes from seed {report['seed']}, {report['env']}, {report['embodiment']}"
-    lines = [head, f"{'':<34} success (95 %)        collision  timeout  fall   SPL   time"]
+    head = f"{report['episodes']} episodes from seed {report['seed']}, {report['env']} {report.get('embodiment', '')}"
+    metrics = list(report["rows"][report["policy"]][0])[3:-1]
+    lines = [head.rstrip(), f"{'':<34} {'success (95 %)':<20} " + " ".join(metrics) + "  time_s"]
     for name, row in {report["policy"]: report, **report["baselines"]}.items():
         rate = row["success"]
         interval = f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
-        rates = f"{row['collision']:>9.3f} {row['timeout']:>8.3f} {row['fall']:>5.3f} {row['spl']:>5.3f}"
-        lines.append(f"{name[-34:]:<34} {interval:<20} {rates} {row['time_s']:>5.1f} s")
+        figures = " ".join(f"{row[metric]:>{len(metric)}.3f}" for metric in metrics)
+        lines.append(f"{name[-34:]:<34} {interval:<20} {figures} {row['time_s']:>6.1f}")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import mujoco
@@ -55,6 +55,8 @@ class NavEnv(gymnasium.Env[Any, Array]):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own convention)
+    COMMAND: ClassVar[dict[str, float]] = {"step_hz": 50.0}
+    execute, objective = 1, "success"
 
     def __init__(
         self, embodiment: Embodiment = "wheeled", step_hz: float = POLICY_HZ, render_mode: str | None = None
@@ -181,6 +183,24 @@ class NavEnv(gymnasium.Env[Any, Array]):
     def failed(self) -> bool:
         """Whether the robot has touched something or fallen."""
         return self.collision or self.body.fallen(self.data)
+
+    @property
+    def rest(self) -> Array:
+        """Command that stops the robot."""
+        return np.zeros(self.body.action.dim, np.float32)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What came of the episode so far; lengths in metres, SPL as in arXiv 1807.06757."""
+        fall, success, shortest = self.body.fallen(self.data), self.success, self.shortest
+        return {
+            "collision": float(self.collision and not fall),
+            "timeout": float(not success and not self.failed),
+            "fall": float(fall),
+            "spl": round(success * shortest / max(shortest, self.travelled), 4),
+            "travelled_m": round(self.travelled, 3),
+            "final_distance_m": round(self.distance, 3),
+        }
 
     def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         command = np.asarray(action, np.float32)

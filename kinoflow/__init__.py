@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load": "policies.load:load_policy",
+    "compose": "policies.composition:compose",
     "Bundle": "policies.bundle:Bundle",
     "Policy": "policies.policy:Policy",
     "Spec": "policies.spec:Spec",

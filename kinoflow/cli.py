@@ -10,6 +10,8 @@ COMMANDS = {
     "collect": "record expert episodes in a simulator",
     "data": "check and describe an episode file",
     "train": "train an action head: kinoflow train flowdit --data FILE --out DIRECTORY",
+    "import": "read a LeRobot, robomimic or diffusion_policy checkpoint once, into a run directory",
+    "compose": "combine policies at test time, with or without a search for their weights",
     "eval": "evaluate policies on paired seeds beside the baselines",
     "export": "write a trained policy as one verified bundle",
     "bench": "measure a bundle's latency beside its peers",

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from envs.evaluate import make_room
 from envs.rooms import HALF_SIZE, Room
+from envs.world import make, robot
 from policies.files import replace_file
 
 COLOURS = {"policy": "#1b6ca8", "expert": "#2a9d5c", "straight line": "#d98324", "standing still": "#8a8f98"}
@@ -26,6 +26,19 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes[0]
+
+
+def draw_scene(axis: Any, report: Mapping[str, Any], seed: int) -> None:
+    """Draw where an episode of a report takes place, from above, where its environment can be drawn."""
+    world = make(report["env"], robot(report.get("embodiment")))
+    world.reset(seed=seed)
+    if hasattr(world, "room"):
+        draw_room(axis, world.room)
+    else:
+        picture = world.render()
+        axis.imshow(picture, extent=(0, *world.extent, 0))
+        axis.set(xticks=[], yticks=[])
+    world.close()
 
 
 def draw_room(axis: Any, room: Room) -> None:
@@ -51,11 +64,11 @@ def paths(report: Mapping[str, Any], count: int = 4) -> Any:
     figure, axes = _axes(3.1 * count, 3.3, count)
     rows = report["rows"]
     for index, axis in enumerate(axes[: len(rows[report["policy"]])]):
-        draw_room(axis, make_room(report, rows[report["policy"]][index]["seed"]))
+        draw_scene(axis, report, rows[report["policy"]][index]["seed"])
         for name, of_name in rows.items():
             row, key = of_name[index], "policy" if name == report["policy"] else name
             axis.plot(*np.array(row["path"]).T, color=COLOURS.get(key, "#7d5ba6"), lw=2 if key == "policy" else 1.2)
-            if row["collision"]:
+            if row.get("collision"):
                 axis.plot(*row["path"][-1], "x", color=COLOURS.get(key, "#7d5ba6"), markersize=8, mew=2)
         axis.set_title(f"seed {rows[report['policy']][index]['seed']}", fontsize=9)
     return figure
@@ -98,9 +111,9 @@ def loss(metrics: Path) -> Any:
     )
     left.set(xlabel="step", ylabel="flow-matching loss", yscale="log")
     left.legend(frameon=False, fontsize=8)
-    scored = [entry for entry in checkpoints if "success" in entry]
-    right.plot([e["step"] for e in scored], [e["success"] for e in scored], "o-", color="#2a9d5c")
-    right.set(xlabel="step", ylabel="success on validation seeds", ylim=(0, 1.02))
+    scored = [entry for entry in checkpoints if "score" in entry]
+    right.plot([e["step"] for e in scored], [e["score"] for e in scored], "o-", color="#2a9d5c")
+    right.set(xlabel="step", ylabel="score on validation seeds", ylim=(0, 1.02))
     return figure
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
-from envs.drive import COMMAND_HZ, run_episode
+from envs.drive import run_episode
 from envs.evaluate import EvaluateConfig, driver_for
+from envs.world import make, robot
 from policies.load import load_policy
 
-EVERY = 5  # ticks per frame: 10 frames per second
+FRAMES_HZ = 10.0
 
 
 def film(policy: str, config: EvaluateConfig, seed: int, path: Path) -> None:
@@ -25,22 +24,18 @@ def film(policy: str, config: EvaluateConfig, seed: int, path: Path) -> None:
     """
     import cv2
 
-    env: Any = gymnasium.make(
-        config.env,
-        embodiment=config.embodiment,
-        step_hz=COMMAND_HZ,
-        render_mode="rgb_array",
-        disable_env_checker=True,
-    ).unwrapped
+    env: Any = make(config.env, robot(config.embodiment), commands=True, render_mode="rgb_array")
     env.reset(seed=seed)
     driver = driver_for(policy, load_policy(policy), env, seed, config)
     height, width = env.render().shape[:2]
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), COMMAND_HZ / EVERY, (width, height))
-    ticks = iter(range(10**9))
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FRAMES_HZ, (width, height))
+    frames = 0
 
     def frame() -> None:
-        if next(ticks) % EVERY == 0:
+        nonlocal frames
+        if env.time * FRAMES_HZ >= frames + 1 - 1e-6:
             video.write(env.render()[..., ::-1])
+            frames += 1
 
     try:
         run_episode(env, driver, seed, frame)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.evaluate import make_room
+from envs.world import make, robot
 from kinoflow import figures
 from policies.files import replace_file
 
@@ -52,9 +52,9 @@ def write_report(folder: Path, path: Path) -> None:
 
 
 def _run_section(run: Mapping[str, Any]) -> str:
-    robot = {"g1": "A walking Unitree G1"}.get(run["embodiment"], f"The {run['embodiment']} robot")
+    subject = {"g1": "A walking Unitree G1"}.get(run["embodiment"], f"The {run['embodiment']} robot")
     how = "three ROS 2 processes" if run["mode"] == "ros2" else "one process, without ROS 2"
-    lead = f"{robot}, full physics in real time, driven by the bundle in {how}."
+    lead = f"{subject}, full physics in real time, driven by the bundle in {how}."
     facts = {
         "goals reached": f"{run['goals_reached']} of {len(run['goals'])}",
         "falls / collisions": f"{run['falls']} / {run['collisions']}",
@@ -69,15 +69,16 @@ def _run_section(run: Mapping[str, Any]) -> str:
         (f"commanded {name}", trace[:, 1 + i]) for i, name in enumerate(("vx in m/s", "vy in m/s", "wz in rad/s"))
     ]
     columns.append(("time between commands in ms", 1e3 * np.diff(trace[:, 0])))
-    room = make_room({"env": run["env"], "embodiment": run["embodiment"]}, run["seed"])
-    pictures = _image(figures.walk(room, run["path"], run["goals"])) + _image(figures.histograms(columns))
+    world: Any = make(run["env"], robot(run["embodiment"]))
+    world.reset(seed=run["seed"])
+    pictures = _image(figures.walk(world.room, run["path"], run["goals"])) + _image(figures.histograms(columns))
     return f"<h2>The run</h2><p class=lead>{lead}</p>{_table(facts)}{pictures}"
 
 
 def _evaluation_section(report: Mapping[str, Any]) -> str:
     text = (
         f"{report['episodes']} rooms the policy has never seen, the same for every driver, simulated physics of the "
-        f"{report['embodiment']} base. Black dot: start; star: goal; cross: collision."
+        f"{report.get('embodiment', 'wheeled')} base. Black dot: start; star: goal; cross: collision."
     )
     names = {report["policy"]: report, **report["baselines"]}
     rows = "".join(

@@ -1,11 +1,14 @@
 """A policy in one file: ONNX graph, contract and golden pair in a zip, verified on every load, read without torch.
 
-A bundle (suffix ``.kfb``) has three parts:
+A bundle (suffix ``.kfb``) has five parts:
 
 * ``policy.onnx``: normalisation, the unrolled sampler and the hold guide in one graph. Inputs are the observations,
-  each ``(1, T_obs, *shape)``, then ``noise`` and ``committed`` ``(1, H, A)`` and ``hold`` ``(1, H)``; the output is
-  ``actions`` ``(1, H, A)``. Everything is float32 in SI units.
+  each ``(1, T_obs, *shape)``, then ``noise`` ``(1, past + H, A)``, ``committed`` ``(1, H, A)`` and ``hold`` ``(1, H)``;
+  the outputs are ``actions`` ``(1, H, A)`` in SI units and the ``disagreement`` ``(1,)`` between the parents of a
+  composition. Everything is float32.
 * ``golden.npz``: one input and the output that was validated at export, replayed on every load.
+* ``policy.safetensors`` and ``policy.json``: the policy itself, so that it can be composed or trained further. Driving
+  a robot does not need them.
 * ``manifest.json``: the `Manifest`, with the SHA-256 of the other parts and of itself.
 
 The hashes reveal damage and edits by hand; they are no signature and do not authenticate the author.
@@ -31,12 +34,14 @@ import onnxruntime
 
 from policies.archive import BundleError, pack, unpack
 from policies.files import replace_file
-from policies.network import OUTPUT, Network, graph_inputs, graph_outputs
+from policies.network import Network, graph_inputs, graph_outputs
 from policies.spec import Array, ContractError, Spec
 
-FORMAT = 1
+FORMAT = 2
 TOLERANCE = 1e-4
 MANIFEST, GRAPH, GOLDEN = "manifest.json", "policy.onnx", "golden.npz"
+WEIGHTS, SETTINGS = "policy.safetensors", "policy.json"
+PARTS = (GRAPH, GOLDEN, WEIGHTS, SETTINGS)
 SI_SYMBOL = "1|m|s|kg|A|K|mol|cd|rad|sr|Hz|N|Pa|J|W|C|V|F|Ohm|S|Wb|T|H|lm|lx"
 
 
@@ -136,6 +141,8 @@ class Bundle(Network):
     def __init__(self, manifest: Manifest, graph: bytes, threads: int = 1) -> None:
         super().__init__(graph, manifest.spec, threads)
         self.manifest = manifest
+        self.path: Path | None = None
+        """Where it was loaded from."""
 
     @classmethod
     def load(cls, path: str | Path, threads: int = 1) -> Bundle:
@@ -152,29 +159,29 @@ class Bundle(Network):
         if not path.is_file():
             raise BundleError(f"{path}: no such file; give the path of a bundle written by 'kinoflow export'")
         try:
-            return cls._read(path, threads)
+            bundle = cls._read(path, threads)
         except ContractError as error:
             raise BundleError(f"{path}: {error}") from error
+        bundle.path = path
+        return bundle
 
     @classmethod
     def _read(cls, file: Path | BinaryIO, threads: int) -> Bundle:
-        members = unpack(file, (MANIFEST, GRAPH, GOLDEN))
-        manifest = Manifest.from_bytes(members[MANIFEST])
-        for part in (GRAPH, GOLDEN):
-            found, recorded = _sha256(members[part]), manifest.parts.get(part)
-            if found != recorded:
-                raise BundleError(f"{part} has SHA-256 {found}, the manifest records {recorded}; copy the bundle again")
+        manifest, members = _verified_parts(file)
         bundle = cls(manifest, members[GRAPH], threads)
         bundle._replay(_read_golden(members[GOLDEN], manifest.spec))
         return bundle
 
     def _replay(self, golden: Mapping[str, Array]) -> None:
-        error = deviation(self._run({name: golden[name][0] for name in self._buffers}), golden[OUTPUT][0])
-        if not error <= TOLERANCE:
-            raise BundleError(
-                f"golden pair: actions differ by {error:.3g} from those validated at export, allowed is {TOLERANCE}; "
-                f"export again on this machine, which runs ONNX Runtime {onnxruntime.__version__}"
-            )
+        outputs = self._run({name: golden[name][0] for name in self._buffers})
+        names = graph_outputs(self.spec)
+        for name, found in zip(names, outputs, strict=True):
+            error = deviation(found, golden[name][0])
+            if not error <= TOLERANCE:
+                raise BundleError(
+                    f"golden pair: {name} differ by {error:.3g} from those validated at export, allowed is "
+                    f"{TOLERANCE}; export again on this machine, which runs ONNX Runtime {onnxruntime.__version__}"
+                )
 
     def describe(self) -> str:
         """Say in a few lines what the policy observes, commands and costs."""
@@ -196,9 +203,24 @@ class Bundle(Network):
         )
 
 
+def read_policy(path: Path) -> tuple[bytes, bytes]:
+    """Return the verified ``policy.safetensors`` and ``policy.json`` of a bundle.
+
+    Raises:
+        BundleError: As in `Bundle.load`.
+    """
+    try:
+        _, members = _verified_parts(path)
+    except ContractError as error:
+        raise BundleError(f"{path}: {error}") from error
+    return members[WEIGHTS], members[SETTINGS]
+
+
 def write_bundle(
     path: str | Path,
     graph: bytes,
+    weights: bytes,
+    settings: bytes,
     spec: Spec,
     golden: Mapping[str, Array],
     *,
@@ -216,8 +238,10 @@ def write_bundle(
     Args:
         path: Target file, suffix ``.kfb``.
         graph: Serialised ONNX model.
+        weights: ``policy.safetensors``.
+        settings: ``policy.json``.
         spec: Contract of the policy.
-        golden: Every graph input and ``actions``, batch first, float32.
+        golden: Every graph input and output, batch first, float32.
         name: The head's, as `policies.head.find_head` takes it.
         sampler: Steps and time grid that the graph unrolls.
         normalisation: Statistics per feature that the graph applies.
@@ -230,7 +254,8 @@ def write_bundle(
         OSError: The file cannot be written; an older file at ``path`` stays as it was.
     """
     check_contract(spec)
-    parts = {GRAPH: graph, GOLDEN: pack({f"{key}.npy": _to_npy(value) for key, value in golden.items()})}
+    pair = pack({f"{key}.npy": _to_npy(value) for key, value in golden.items()})
+    parts = {GRAPH: graph, GOLDEN: pair, WEIGHTS: weights, SETTINGS: settings}
     manifest = Manifest(
         format=FORMAT,
         kinoflow=importlib.metadata.version("kinoflow"),
@@ -263,10 +288,10 @@ def check_contract(spec: Spec) -> None:
         BundleError: Names the first violation.
     """
     names = [feature.name for feature in spec.observations]
-    reserved = {*names} & {"noise", "committed", "hold", OUTPUT}
+    reserved = {*names} & {"noise", "committed", "hold", *graph_outputs(spec)}
     if reserved or len({*names}) != len(names):
         raise BundleError(
-            f"observation names {names} must be unique and not noise, committed, hold or {OUTPUT}; rename"
+            f"observation names {names} must be unique and not noise, committed, hold or an output; rename"
         )
     units = [(f"observation '{f.name}'", f.unit) for f in spec.observations]
     units += [(f"action '{name}'", unit) for name, unit in zip(spec.action.names, spec.action.units, strict=False)]
@@ -294,6 +319,16 @@ def cpu_name() -> str:
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     found = re.search(r"model name\s*:\s*(.+)", text)
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def _verified_parts(file: Path | BinaryIO) -> tuple[Manifest, dict[str, bytes]]:
+    members = unpack(file, (MANIFEST, *PARTS))
+    manifest = Manifest.from_bytes(members[MANIFEST])
+    for part in PARTS:
+        found, recorded = _sha256(members[part]), manifest.parts.get(part)
+        if found != recorded:
+            raise BundleError(f"{part} has SHA-256 {found}, the manifest records {recorded}; copy the bundle again")
+    return manifest, members
 
 
 def _verified_json(content: bytes, fields: set[str]) -> dict[str, Any]:

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from policies.archive import BundleError
 from policies.bundle import TOLERANCE, Latency, Sampler, check_contract, deviation, write_bundle
 from policies.chunk import hold_weights
-from policies.flow import uniform
 from policies.head import head_name
-from policies.network import OUTPUT, Network, graph_inputs
+from policies.network import Network, graph_inputs, graph_outputs
 from policies.norm import ACTION
 from policies.policy import Policy
 from policies.spec import Array
@@ -73,10 +72,11 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any]) -
     write_bundle(
         path,
         graph,
+        *policy.to_bytes(),
         policy.spec,
         golden,
         name=head_name(policy.head),
-        sampler=Sampler(policy.steps, uniform(policy.steps), policy.temperature),
+        sampler=Sampler(policy.steps, policy.grid, policy.temperature),
         normalisation=policy.normaliser.statistics(),
         latency=latency,
         max_error=max_error,
@@ -92,9 +92,9 @@ class _Plan(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         names = [feature.name for feature in self.policy.spec.observations]
-        return self.policy.plan(dict(zip(names, inputs, strict=False)), *inputs[len(names) :])
+        return tuple(self.policy.plan(dict(zip(names, inputs, strict=False)), *inputs[len(names) :]))
 
 
 def _graph(plan: _Plan) -> onnx_ir.Model:
@@ -109,7 +109,7 @@ def _graph(plan: _Plan) -> onnx_ir.Model:
             optimize=False,
             verbose=False,
             input_names=list(shapes),
-            output_names=[OUTPUT],
+            output_names=list(graph_outputs(plan.policy.spec)),
         )
         assert program is not None  # with dynamo=True there always is one
         # Merged first: folding would store a transposed weight once per step instead of once.
@@ -125,7 +125,7 @@ def _compare(plan: _Plan, network: Network) -> tuple[dict[str, Array], float]:
     plan.eval()  # exporting may leave it in train mode, which changes dropout and batch normalisation
     rng = np.random.default_rng(0)
     cases = [_case(plan, rng, hold) for hold in _holds(network.spec.horizon)]
-    errors = [deviation(_replay(network, case), case[OUTPUT][0]) for case in cases]
+    errors = [_error(network, case) for case in cases]
     worst = int(np.argmax(errors))
     if not errors[worst] <= TOLERANCE:
         raise BundleError(
@@ -152,13 +152,15 @@ def _case(plan: _Plan, rng: np.random.Generator, hold: Array) -> dict[str, Array
     tensors["committed"] = draw(ACTION, shapes["committed"])
     tensors["hold"] = torch.from_numpy(hold)[None]
     with torch.inference_mode():
-        tensors[OUTPUT] = plan(*tensors.values())
+        tensors |= zip(graph_outputs(policy.spec), plan(*tensors.values()), strict=True)
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def _replay(network: Network, case: Mapping[str, Array]) -> Array:
+def _error(network: Network, case: Mapping[str, Array]) -> float:
     observation = {feature.name: case[feature.name][0] for feature in network.spec.observations}
-    return network.act(observation, case["noise"][0], case["committed"][0], case["hold"][0])
+    actions = network.act(observation, case["noise"][0], case["committed"][0], case["hold"][0])
+    expected = (case[name][0] for name in graph_outputs(network.spec))
+    return max(map(deviation, (actions, np.array(network.disagreement)), expected))
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class FlowDiT(Head):
         )
         self.encoder = nn.Sequential(*(EncoderBlock(config.width, config.heads) for _ in range(config.encoder_depth)))
         self.norm = nn.LayerNorm(config.width)
-        self.dit = DiT(spec.horizon, spec.action.dim, config.width, config.depth, config.heads)
+        self.dit = DiT(*spec.noise_shape, config.width, config.depth, config.heads)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
         tokens = [embed(observation[name].flatten(2)) for name, embed in self.tokens.items()]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policies.flow import Estimate, Field, matching_loss, uniform_times
+from policies.flow import Estimate, Field, matching_loss, uniform, uniform_times
 from policies.spec import Spec
 
 
@@ -23,6 +23,8 @@ class Head(nn.Module, ABC):
     """
 
     Config: ClassVar[type]
+    one_step: ClassVar[bool] = False
+    """Whether the head only knows how to jump from noise to data, so that there is no field in between."""
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__()
@@ -34,12 +36,23 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def estimate(self, x: Tensor, t: Tensor, context: Any) -> Estimate:
-        """Estimate data and noise of noisy chunks ``x`` (B, H, A) at times ``t`` (B,) on the linear path."""
+        """Estimate data and noise of noisy chunks ``x`` (B, past + H, A) at times ``t`` (B,) on the linear path."""
+
+    def grid(self, steps: int) -> tuple[float, ...]:
+        """The ``steps + 1`` increasing times on the linear path at which sampling looks at the field; the last is 1.
+
+        A field that knows nothing of pure noise begins later, on the standard deviation that normal data have there.
+        """
+        return uniform(steps)
 
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar training loss for expert chunks ``actions`` (B, H, A)."""
         noise = torch.randn(actions.shape, generator=generator)
         return matching_loss(self.bind(observation), actions, noise, uniform_times(len(actions), generator))
+
+    def disagreement(self, context: Any) -> Tensor | None:
+        """How far apart the parents of a composition were, ``(B,)``; None for a head that is on its own."""
+        return None
 
     def bind(self, observation: Mapping[str, Tensor]) -> Field:
         """Fix the observation: encode it once and return the field over chunks."""

@@ -1,26 +1,80 @@
-"""Load whatever can drive: a bundle file or a run directory."""
+"""Load whatever can drive: a bundle, a run directory, a foreign checkpoint, or a composition written as a sum."""
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from policies.spec import ChunkPolicy, ContractError
 
+if TYPE_CHECKING:
+    from policies.policy import Policy
+
 LOADER = "policies.load:load_policy"  # by name, so that worker processes find it
+FOREIGN = ("lerobot",)  # kinds that need no trust: nothing in them can be executed
 
 
 def load_policy(path: str) -> ChunkPolicy:
-    """Load a bundle (no torch needed) or the policy of a run directory.
+    """Load a policy to drive with.
+
+    Args:
+        path: A bundle (needs no torch), a run directory of ``kinoflow train`` or ``kinoflow import``, a LeRobot
+            checkpoint ``"lerobot:DIRECTORY"``, any of these with another number of denoising steps ``"PATH@20"``, or a
+            composition: ``"(0.6*PATH + 0.4*PATH)"`` at the level of scores, ``"mean(0.6*PATH + 0.4*PATH)"`` of
+            finished chunks.
 
     Raises:
-        ContractError: There is neither, or it is damaged.
+        ContractError: There is nothing of the kind, it is damaged, or it cannot be composed.
     """
-    if Path(path).is_dir():
-        from policies.policy import Policy
+    file = Path(path)
+    if file.is_file():
+        from policies.bundle import Bundle
 
-        return Policy.load(Path(path))
+        return Bundle.load(file)
+    return load_trained(path)
+
+
+def load_trained(path: str) -> Policy:
+    """Load a policy with its weights, to compose it, export it or train it further; takes what `load_policy` takes.
+
+    Raises:
+        ContractError: As `load_policy`.
+    """
+    from policies.policy import Policy
+
+    stepped = re.fullmatch(r"(.+)@(\d+)", path)
+    if stepped:
+        policy = load_trained(stepped[1])
+        return Policy(policy.head, policy.normaliser, int(stepped[2]), policy.temperature).eval()
+    summed = re.fullmatch(r"(mean)?\((.+)\)", path)
+    if summed:
+        return _composed(summed[2], level="action" if summed[1] else "score")
+    kind, _, place = path.partition(":")
+    if kind in FOREIGN:
+        loaded: Policy = importlib.import_module(f"policies.foreign.{kind}").load(Path(place))
+        return loaded
     if not Path(path).exists():
-        raise ContractError(f"no policy at {path}; give a bundle (.kfb) or a run directory of kinoflow train")
-    from policies.bundle import Bundle
+        raise ContractError(
+            f"no policy at {path}; give a bundle (.kfb), a run directory of kinoflow train or import, "
+            "or lerobot:DIRECTORY"
+        )
+    return Policy.load(Path(path))
 
-    return Bundle.load(Path(path))
+
+def _composed(terms: str, level: Any) -> Policy:
+    from policies.composition import compose
+
+    parts = [term.partition("*") for term in terms.split(" + ")]
+    try:
+        weights = [float(weight) for weight, _, _ in parts]
+    except ValueError as error:
+        raise ContractError(f"'{terms}' is no sum like (0.6*runs/a + 0.4*runs/b): {error}") from error
+    return compose([load_trained(name.strip()) for _, _, name in parts], weights, level=level)
+
+
+def describe_sum(names: list[str], weights: list[float], level: str = "score") -> str:
+    """Write a composition as `load_policy` reads it."""
+    text = " + ".join(f"{weight:.4g}*{name}" for weight, name in zip(weights, names, strict=True))
+    return f"{'mean' if level == 'action' else ''}({text})"

@@ -14,26 +14,26 @@ from google.protobuf.message import Message
 from policies.archive import BundleError
 from policies.spec import Array, ContractError, Observation, Spec
 
-OUTPUT = "actions"
+OUTPUT, DISAGREEMENT = "actions", "disagreement"
 
 
 def graph_inputs(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every graph input, in order."""
     chunk = (1, spec.horizon, spec.action.dim)
     observations = {feature.name: (1, spec.history, *feature.shape) for feature in spec.observations}
-    return {**observations, "noise": chunk, "committed": chunk, "hold": chunk[:2]}
+    return {**observations, "noise": (1, *spec.noise_shape), "committed": chunk, "hold": chunk[:2]}
 
 
 def graph_outputs(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the graph's output."""
-    return {OUTPUT: (1, spec.horizon, spec.action.dim)}
+    """Name and shape of every graph output, in order."""
+    return {OUTPUT: (1, spec.horizon, spec.action.dim), DISAGREEMENT: (1,)}
 
 
 class Network:
     """An ONNX graph driven as a `ChunkPolicy`. Its input buffers are reused: one caller at a time.
 
     Args:
-        graph: Serialised ONNX model with the inputs and the output of a bundle.
+        graph: Serialised ONNX model with the inputs and outputs of a bundle.
         spec: Contract the graph must fit.
         threads: Threads of ONNX Runtime; one keeps the jitter low.
 
@@ -43,6 +43,8 @@ class Network:
 
     def __init__(self, graph: bytes, spec: Spec, threads: int = 1) -> None:
         self.spec = spec
+        self.disagreement = 0.0
+        """Between the parents of a composition at the newest chunk, in normal units; 0 for other policies."""
         self._session = _session(graph, threads)
         _check_signature("input", self._session.get_inputs(), graph_inputs(spec))
         _check_signature("output", self._session.get_outputs(), graph_outputs(spec))
@@ -60,7 +62,8 @@ class Network:
         for name, buffer in self._chunk_inputs:
             if inputs[name].shape != buffer.shape[1:]:
                 raise ContractError(f"'{name}' has shape {inputs[name].shape}, the policy needs {buffer.shape[1:]}")
-        actions = self._run(inputs)
+        actions, disagreement = self._run(inputs)
+        self.disagreement = float(disagreement)
         if not np.isfinite(actions).all():
             raise ContractError("the network's actions are not finite; check the scale of its inputs or retrain it")
         return actions
@@ -79,10 +82,11 @@ class Network:
             stamps.append(time.perf_counter())
         return np.diff(stamps)
 
-    def _run(self, inputs: Mapping[str, Array]) -> Array:
+    def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Run the graph; returns its outputs without the batch."""
         for name, buffer in self._buffers.items():
             buffer[0] = inputs[name]
-        return self._session.run([OUTPUT], self._buffers)[0][0]
+        return [output[0] for output in self._session.run([OUTPUT, DISAGREEMENT], self._buffers)]
 
 
 def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:

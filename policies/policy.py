@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from policies.bundle import SETTINGS, WEIGHTS, read_policy
 from policies.files import replace_file
-from policies.flow import hold, solve, straight, uniform
+from policies.flow import Field, hold, solve, straight
 from policies.head import Head, find_head, head_name
 from policies.norm import ACTION, Normaliser
 from policies.spec import Array, ContractError, Observation, Spec
 
-WEIGHTS, SETTINGS = "policy.safetensors", "policy.json"
+
+class Plan(NamedTuple):
+    """A batch of chunks.
+
+    Args:
+        actions: ``(B, H, A)``, SI units, within the limits of the contract.
+        disagreement: ``(B,)`` between the parents of a composition in normal units, 0 for a head that is on its own.
+    """
+
+    actions: Tensor
+    disagreement: Tensor
 
 
 class Policy(nn.Module):
@@ -27,7 +41,7 @@ class Policy(nn.Module):
     Args:
         head: Action head; works in normal units.
         normaliser: Maps between the two.
-        steps: Denoising steps on a uniform time grid.
+        steps: Denoising steps, on the head's own time grid.
         temperature: Scale of the start noise; below 1 chunks are less diverse and more typical.
     """
 
@@ -36,74 +50,119 @@ class Policy(nn.Module):
         if steps < 1:
             raise ValueError(f"steps={steps}: sampling needs at least one step")
         self.head, self.normaliser, self.steps, self.temperature = head, normaliser, steps, temperature
+        self.grid = head.grid(steps)
+        """Times on the linear path between which the steps go."""
+        self.disagreement = 0.0
+        """Between the parents of a composition at the newest chunk, in normal units."""
 
     @property
     def spec(self) -> Spec:
         """The contract the head was built for."""
         return self.head.spec
 
-    def plan(self, observation: Mapping[str, Tensor], noise: Tensor, committed: Tensor, hold_weights: Tensor) -> Tensor:
+    def plan(self, observation: Mapping[str, Tensor], noise: Tensor, committed: Tensor, hold_weights: Tensor) -> Plan:
         """Plan a batch of chunks; this is the graph that is exported.
 
         Args:
             observation: ``{name: (B, T_obs, *shape)}``, SI units.
-            noise: ``(B, H, A)`` standard normal sample.
+            noise: ``(B, past + H, A)`` standard normal sample.
             committed: ``(B, H, A)`` actions to hold on to, SI units.
             hold_weights: ``(B, H)`` in [0, 1].
 
-        Returns:
-            ``(B, H, A)`` actions in SI units, within the limits of the contract.
         """
-        field = self.head.bind(self.normaliser(observation))
-        field = hold(field, self.normaliser.normalise(ACTION, committed), hold_weights)
-        actions = self.normaliser.restore(ACTION, solve(straight(field), self.temperature * noise, uniform(self.steps)))
+        past = self.spec.past
+        context = self.head.encode(self.normaliser(observation))
+        committed = pad(self.normaliser.normalise(ACTION, committed), (0, 0, past, 0))
+        field = hold(lambda x, t: self.head.estimate(x, t, context), committed, pad(hold_weights, (past, 0)))
+        start = self.temperature * math.hypot(self.grid[0], 1 - self.grid[0]) * noise
+        actions = self.normaliser.restore(ACTION, solve(straight(field), start, self.grid)[:, past:])
         low, high = (
             torch.tensor(bound, device=noise.device) for bound in (self.spec.action.low, self.spec.action.high)
         )
-        return torch.minimum(torch.maximum(actions, low), high)
+        disagreement = self.head.disagreement(context)
+        actions = torch.minimum(torch.maximum(actions, low), high)
+        return Plan(actions, noise.new_zeros(len(noise)) if disagreement is None else disagreement)
 
-    @torch.inference_mode()
+    def bind(self, observation: Mapping[str, Tensor]) -> Field:
+        """Fix an observation in SI units and return the field over normal chunks."""
+        return self.head.bind(self.normaliser(observation))
+
     def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
         """Plan one chunk from numpy arrays; see `policies.spec.ChunkPolicy`.
 
         Raises:
             ContractError: The observation does not fit the contract.
         """
-        self.spec.check(observation)
-        batch = {name: torch.from_numpy(np.float32(value))[None] for name, value in observation.items()}
-        rest = (torch.from_numpy(np.float32(value))[None] for value in (noise, committed, hold))
-        return self.plan(batch, *rest)[0].numpy()
+        return self.act_batch([(observation, noise, committed, hold)])[0]
 
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and settings (JSON) into ``folder``, each atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {
+    @torch.inference_mode()
+    def act_batch(self, requests: Sequence[tuple[Observation, Array, Array, Array]]) -> Array:
+        """Plan one chunk per request, arguments of `act` each, in one pass; returns ``(B, H, A)``.
+
+        Raises:
+            ContractError: An observation does not fit the contract.
+        """
+        for observation, *_ in requests:
+            self.spec.check(observation)
+
+        def stack(values: Iterable[Array]) -> Tensor:
+            return torch.from_numpy(np.stack([np.float32(value) for value in values]))
+
+        observations, *rest = zip(*requests, strict=True)
+        batch = {name: stack(seen[name] for seen in observations) for name in observations[0]}
+        plan = self.plan(batch, *(stack(values) for values in rest))
+        self.disagreement = float(plan.disagreement.max())
+        return plan.actions.numpy()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the weights, as plain JSON values."""
+        return {
             "head": head_name(self.head),
             "config": dataclasses.asdict(self.head.config),
             "spec": self.spec.to_json(),
             "steps": self.steps,
             "temperature": self.temperature,
         }
-        replace_file(folder / WEIGHTS, save(self.state_dict()))
-        replace_file(folder / SETTINGS, json.dumps(settings, indent=2).encode())
 
     @classmethod
-    def load(cls, folder: Path) -> Policy:
-        """Read a policy written by `save`.
-
-        Raises:
-            ContractError: A file is missing or the weights do not fit the settings.
-        """
-        try:
-            settings = json.loads((folder / SETTINGS).read_text())
-            weights = load_file(folder / WEIGHTS)
-        except FileNotFoundError as error:
-            raise ContractError(f"{folder} holds no policy: {error.filename} is missing; train one first") from error
+    def build(cls, settings: Mapping[str, Any]) -> Policy:
+        """Build an untrained policy from `settings`."""
         spec, head = Spec.from_json(settings["spec"]), find_head(settings["head"])
         sampler = {key: settings[key] for key in ("steps", "temperature")}
-        policy = cls(head(spec, head.Config(**settings["config"])), Normaliser.identity(spec), **sampler)
+        return cls(head(spec, head.Config(**settings["config"])), Normaliser.identity(spec), **sampler)
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and settings (JSON) into ``folder``, each atomically."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in zip((WEIGHTS, SETTINGS), self.to_bytes(), strict=True):
+            replace_file(folder / name, content)
+
+    def to_bytes(self) -> tuple[bytes, bytes]:
+        """Return the weights (safetensors) and the settings (JSON)."""
+        return save(self.state_dict()), json.dumps(self.settings, indent=2).encode()
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """Read a policy from a folder written by `save`, or from a bundle.
+
+        Raises:
+            ContractError: A file is missing or damaged, or the weights do not fit the settings.
+        """
+        if path.is_file():
+            return cls.from_bytes(*read_policy(path), str(path))
         try:
-            policy.load_state_dict(weights, strict=True)
+            weights, settings = ((path / name).read_bytes() for name in (WEIGHTS, SETTINGS))
+        except FileNotFoundError as error:
+            raise ContractError(f"{path} holds no policy: {error.filename} is missing; train one first") from error
+        return cls.from_bytes(weights, settings, str(path))
+
+    @classmethod
+    def from_bytes(cls, weights: bytes, settings: bytes, owner: str) -> Policy:
+        """Rebuild a policy from `to_bytes`; ``owner`` is named in errors."""
+        policy = cls.build(json.loads(settings))
+        try:
+            policy.load_state_dict(load(weights), strict=True)
         except RuntimeError as error:
-            raise ContractError(f"{folder / WEIGHTS} does not fit {SETTINGS}: {error}") from error
+            raise ContractError(f"{WEIGHTS} of {owner} does not fit its {SETTINGS}: {error}") from error
         return policy.eval()

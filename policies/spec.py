@@ -16,6 +16,15 @@ import numpy as np
 Array = np.ndarray
 Observation = Mapping[str, Array]
 
+UNSTATED = ""
+"""Unit, frame or name that a foreign checkpoint does not tell; an unstated rate is 0."""
+
+
+def stated(value: Any) -> bool:
+    """Whether a contract says something here, see `UNSTATED`."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return not parts or any(part not in (UNSTATED, 0.0) for part in parts)
+
 
 class ContractError(ValueError):
     """Something does not fit the contract; the message names the feature, both values and the remedy."""
@@ -75,6 +84,8 @@ class Spec:
         rate_hz: Rate of the actions within a chunk, in Hz.
         history: Number of past observations the policy sees, T_obs; the newest comes last.
         horizon: Number of actions in one chunk, H.
+        past: Actions the network plans in front of them, before the newest observation, and the policy leaves out.
+            Chunks of diffusion_policy and LeRobot begin at the first observation: there it is T_obs - 1.
     """
 
     observations: tuple[Feature, ...]
@@ -82,11 +93,17 @@ class Spec:
     rate_hz: float
     history: int
     horizon: int
+    past: int = 0
 
     @property
     def dt(self) -> float:
         """Seconds between two actions of a chunk."""
         return 1.0 / self.rate_hz
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Shape of the sample a chunk starts from: all actions the network plans."""
+        return (self.past + self.horizon, self.action.dim)
 
     def check(self, observation: Observation) -> None:
         """Check one observation with history, every array shaped ``(T_obs, *shape)``.
@@ -111,26 +128,29 @@ class Spec:
     def require(self, other: Spec) -> None:
         """Require that ``other``, for example an environment's contract, offers exactly what this policy expects.
 
-        History and horizon belong to the policy alone and are not compared.
+        History and horizon belong to the policy alone and are not compared. What a foreign policy does not state is
+        taken from the other side, shapes are always compared.
 
         Raises:
             ContractError: Names the first feature that differs, with both values.
         """
         offered = {feature.name: feature for feature in other.observations}
         for feature in self.observations:
-            if offered.get(feature.name) != feature:
+            found = offered.get(feature.name)
+            if found is None or _differs(feature, found, "shape", "unit", "frame"):
                 raise ContractError(
                     f"observation '{feature.name}': the policy expects {feature}, "
-                    f"the other side offers {offered.get(feature.name)}; use the environment it was trained in"
+                    f"the other side offers {found}; use the environment it was trained in"
                 )
-        for field in ("names", "units", "frame"):
+        same = self.action.dim == other.action.dim
+        field = _differs(self.action, other.action, *_MEANING) if same else "names"
+        if field:
             mine, theirs = getattr(self.action, field), getattr(other.action, field)
-            if mine != theirs:
-                raise ContractError(
-                    f"action {field}: the policy commands {mine}, the other side takes {theirs}; "
-                    "choose the embodiment the policy was trained for"
-                )
-        if self.rate_hz != other.rate_hz:
+            raise ContractError(
+                f"action {field}: the policy commands {mine}, the other side takes {theirs}; "
+                "choose the embodiment the policy was trained for"
+            )
+        if stated(self.rate_hz) and self.rate_hz != other.rate_hz:
             raise ContractError(f"rate_hz: the policy plans at {self.rate_hz}, the other side expects {other.rate_hz}")
 
     def to_json(self) -> dict[str, Any]:
@@ -148,10 +168,19 @@ class Spec:
             observations = tuple(Feature(**{**item, "shape": tuple(item["shape"])}) for item in data["observations"])
             values = {key: tuple(value) for key, value in data["action"].items() if key != "frame"}
             action = ActionSpec(frame=data["action"]["frame"], **values)
-            rest = {key: data[key] for key in ("rate_hz", "history", "horizon")}
+            rest = {key: data[key] for key in ("rate_hz", "history", "horizon")} | {"past": data.get("past", 0)}
         except (KeyError, TypeError) as error:
             raise ContractError(f"not a policy contract: {error}") from error
         return cls(observations, action, **rest)
+
+
+_MEANING = ("names", "units", "frame")
+
+
+def _differs(mine: Any, theirs: Any, *fields: str) -> str:
+    """Name the first field that ``mine`` states and ``theirs`` contradicts, empty if there is none."""
+    pairs = ((field, getattr(mine, field), getattr(theirs, field)) for field in fields)
+    return next((field for field, one, other in pairs if stated(one) and one != other), "")
 
 
 class ChunkPolicy(Protocol):
@@ -165,7 +194,7 @@ class ChunkPolicy(Protocol):
 
         Args:
             observation: Arrays shaped ``(T_obs, *shape)``, newest sample last, SI units.
-            noise: ``(H, A)`` standard normal sample the chunk starts from.
+            noise: Standard normal sample the chunk starts from, ``spec.noise_shape``.
             committed: ``(H, A)`` actions of the previous chunk on this chunk's time grid, SI units.
             hold: ``(H,)`` weights in [0, 1]; 1 keeps the committed action, 0 ignores it.
 

@@ -8,7 +8,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from policies.files import replace_file
 from policies.head import find_head
 from policies.norm import ACTION, Normaliser
 from policies.policy import Policy
-from policies.spec import Array, ContractError, Spec
+from policies.spec import Array, ContractError, Feature, Spec
 
 ConfigT = TypeVar("ConfigT")
 Rollout = Callable[[Policy], float]
@@ -64,6 +64,7 @@ class Recipe(Generic[ConfigT]):
         ema: Decay of the running average of the weights that becomes the policy.
         history: Observations the policy sees.
         horizon: Actions per chunk.
+        observations: Features the policy sees, by name; all of the episodes' by default.
         sample_steps: Denoising steps of the policy.
         temperature: Scale of the policy's start noise.
         evaluate_every: Steps between checkpoints; each is rolled out on validation seeds, the best becomes the policy.
@@ -83,6 +84,7 @@ class Recipe(Generic[ConfigT]):
     ema: float = 0.998
     history: int = 2
     horizon: int = 16
+    observations: tuple[str, ...] = ()
     sample_steps: int = 4
     temperature: float = 0.5
     evaluate_every: int = 1000
@@ -107,11 +109,12 @@ class Trainer(Generic[ConfigT]):
                 raise ValueError(f"{name} is {getattr(recipe, name)}, at least 1 is needed")
         self.recipe, self.data, self.out = recipe, data, recipe.out
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        spec = dataclasses.replace(data.spec, history=recipe.history, horizon=recipe.horizon)
+        seen = _chosen(data.spec, recipe.observations)
+        spec = dataclasses.replace(data.spec, observations=seen, history=recipe.history, horizon=recipe.horizon)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)  # torch initialises layers from its global generator only
             network = find_head(head)(spec, recipe.config)
-        normaliser = Normaliser.fit(spec, data.observations)
+        normaliser = Normaliser.fit(spec, {feature.name: data.observations[feature.name] for feature in seen})
         self.policy = Policy(network, normaliser, recipe.sample_steps, recipe.temperature)
         self.average = deepcopy(self.policy).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
@@ -228,7 +231,8 @@ class Trainer(Generic[ConfigT]):
         chosen = pool[torch.randint(len(pool), (self.recipe.batch,), generator=self.generator).numpy()]
         observations, actions = self.data.windows(chosen, self.recipe.history, self.recipe.horizon)
         normaliser = self.policy.normaliser
-        batch = normaliser({name: torch.from_numpy(values) for name, values in observations.items()})
+        seen = [feature.name for feature in self.policy.spec.observations]
+        batch = normaliser({name: torch.from_numpy(observations[name]) for name in seen})
         return batch, normaliser.normalise(ACTION, torch.from_numpy(actions))
 
     def _rate(self) -> float:
@@ -251,7 +255,7 @@ class Trainer(Generic[ConfigT]):
             entry["valid_loss"] = self._valid_loss()
         score = float(self.step)
         if rollout is not None and self.recipe.rollouts:
-            score = entry["success"] = rollout(self.average)
+            score = entry["score"] = rollout(self.average)
         if score >= self.best:  # of equals the later one has seen more data
             self.best = score
             self.average.save(self.out)
@@ -273,6 +277,14 @@ class Trainer(Generic[ConfigT]):
         for name, value in entry.items():
             self._board.add_scalar(name, value, entry["step"])
         self._board.flush()
+
+
+def _chosen(spec: Spec, names: Sequence[str]) -> tuple[Feature, ...]:
+    known = {feature.name: feature for feature in spec.observations}
+    unknown = sorted({*names} - known.keys())
+    if unknown:
+        raise ContractError(f"the episodes have no observations {unknown}; choose from {sorted(known)}")
+    return tuple(known[name] for name in names or known)
 
 
 @contextmanager

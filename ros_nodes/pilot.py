@@ -142,10 +142,11 @@ class Pilot:
         """Return the age per input in seconds."""
         return {name: round(now - item.stamp, 4) for name, item in dict(self._inputs).items()}
 
-    def report(self) -> dict[str, dict[str, float]]:
-        """Return percentiles in ms: inference, observation to hand-over, and age of the executing chunk."""
+    def report(self) -> dict[str, Any]:
+        """Return percentiles in ms of inference, hand-over and age of the chunk, and the parents' disagreement."""
         samples = {"inference_ms": self._inferences, "delay_ms": self._delays, "chunk_age_ms": self._chunk_ages}
-        return {name: Percentiles.of(1e3 * np.array(list(values)))._asdict() for name, values in samples.items()}
+        timing = {name: Percentiles.of(1e3 * np.array(list(values)))._asdict() for name, values in samples.items()}
+        return {**timing, "disagreement": round(self._runner.disagreement, 4)}
 
     def _observe(self, now: float) -> None:
         goal, odometry = self._fresh(GOAL, now), self._fresh(ODOMETRY, now)

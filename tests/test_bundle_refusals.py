@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import SPEC, WEIGHT, Members, draw, make_golden, parts, write
 
 from policies.archive import LIMIT, BundleError, pack
-from policies.bundle import GOLDEN, GRAPH, MANIFEST, Bundle, Manifest
+from policies.bundle import GOLDEN, GRAPH, MANIFEST, PARTS, Bundle, Manifest
 from policies.network import graph_inputs, graph_outputs
 from policies.spec import Feature
 
@@ -40,7 +40,7 @@ def members(path: Path) -> Members:
 
 def sealed(members: Members, **changes: Any) -> Members:
     """The same bundle with right hashes and digest, so that only its content can be wrong."""
-    hashes = {part: hashlib.sha256(members[part]).hexdigest() for part in (GRAPH, GOLDEN)}
+    hashes = {part: hashlib.sha256(members[part]).hexdigest() for part in PARTS}
     manifest = dataclasses.replace(Manifest.from_bytes(members[MANIFEST]), parts=hashes)
     return members | {MANIFEST: dataclasses.replace(manifest, **changes).to_bytes()}
 
@@ -179,12 +179,12 @@ def lying_size(members: Members) -> bytes:
 MESSAGES: list[tuple[str, Damage, str]] = [
     ("not a zip", lambda members: b"weights", "not a readable zip: File is not a zip file"),
     ("empty file", lambda members: b"", "not a readable zip"),
-    ("cut off", lambda members: pack(members)[:-200], "not a readable zip"),
+    ("cut off", lambda members: pack(members)[:-200], "not a readable zip|unknown member"),
     ("cut in the middle", lambda members: pack(members)[len(pack(members)) // 2 :], "not a readable zip"),
-    *((f"no {part}", without(part), f"part '{part}' is missing") for part in (MANIFEST, GRAPH, GOLDEN)),
+    *((f"no {part}", without(part), f"part '{part}' is missing") for part in (MANIFEST, *PARTS)),
     ("unknown member", raw("notes.txt", b""), "unknown member 'notes.txt'"),
-    *((f"bit of {part}", flip(part), f"not a readable zip: Bad CRC-32 for file '{part}'") for part in (GRAPH, GOLDEN)),
-    *((f"other {part}", raw(part, b"other"), f"{part} has SHA-256") for part in (GRAPH, GOLDEN)),
+    *((f"bit of {part}", flip(part), f"not a readable zip: Bad CRC-32 for file '{part}'") for part in PARTS),
+    *((f"other {part}", raw(part, b"other"), f"{part} has SHA-256") for part in PARTS),
     ("parent folder", raw("../policy.onnx", b""), "member '../policy.onnx' points outside"),
     ("absolute", raw("/etc/passwd", b""), "member '/etc/passwd' points outside"),
     ("backslash", raw("..\\policy.onnx", b""), "points outside"),
@@ -203,7 +203,7 @@ MESSAGES: list[tuple[str, Damage, str]] = [
     ("no text", raw(MANIFEST, bytes(range(128, 256))), "manifest.json is not valid JSON"),
     ("deep JSON", raw(MANIFEST, b"[" * 100_000), "manifest.json is not valid JSON"),
     ("JSON list", raw(MANIFEST, b"[]"), "holds a list"),
-    ("new format", edit("format", value=2), "format version is 2, this kinoflow reads 1"),
+    ("new format", edit("format", value=3), "format version is 3, this kinoflow reads 2"),
     ("no digest", drop("digest"), r"missing or unknown fields \['digest'\]"),
     *((f"no {field.name}", drop(field.name), f"'{field.name}'") for field in dataclasses.fields(Manifest)),
     ("unknown field", edit("comment", value=""), r"missing or unknown fields \['comment'\]"),
@@ -219,9 +219,9 @@ MESSAGES: list[tuple[str, Damage, str]] = [
     ),
     ("two limits", spec(action=dataclasses.replace(SPEC.action, low=(0.0,))), "differ in length"),
     ("rate", spec(rate_hz=-1.0), "rate_hz is -1.0"),
-    ("text rate", spec(rate_hz="10"), "does not follow format 1"),
+    ("text rate", spec(rate_hz="10"), "does not follow format 2"),
     ("spec", lambda members: sealed(members, spec=dataclasses.replace(SPEC, horizon=9)), "differ from the contract"),
-    ("latency", lambda members: sealed(members, latency={"p50": 1}), "does not follow format 1"),
+    ("latency", lambda members: sealed(members, latency={"p50": 1}), "does not follow format 2"),
     ("horizon", spec(horizon=9), r"graph input 'noise' is tensor\(float\) \(1, 8, 2\)"),
     ("name", spec(observations=(Feature("place", (3,), "m", "odom"), SPEC.observations[1])), "graph inputs are"),
     ("order", spec(observations=SPEC.observations[::-1]), "graph inputs are"),

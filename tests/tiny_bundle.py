@@ -38,6 +38,7 @@ def make_graph(spec: Spec = SPEC) -> bytes:
         helper.make_node("Sub", ["committed", "free"], ["change"]),
         helper.make_node("Mul", ["held", "change"], ["pull"]),
         helper.make_node("Add", ["free", "pull"], ["actions"]),
+        helper.make_node("ReduceMax", ["weight"], ["disagreement"], keepdims=1),
     ]
     weights = [numpy_helper.from_array(WEIGHT, "weight"), numpy_helper.from_array(np.array([-1]), "last")]
     graph = helper.make_graph(nodes, "plan", inputs, outputs, weights)
@@ -63,13 +64,16 @@ def make_golden() -> dict[str, Array]:
     observation, noise, committed, hold = draw(0)
     arrays = {**observation, "noise": noise, "committed": committed, "hold": hold}
     arrays["actions"] = expected(observation, noise, committed, hold)
-    return {name: array[None] for name, array in arrays.items()}
+    batch = {name: array[None] for name, array in arrays.items()}
+    return {**batch, "disagreement": np.ones(1, np.float32)}
 
 
 def write(path: Path, **changes: Any) -> Manifest:
     """Write a bundle, with changes to the arguments of `write_bundle`."""
     content: dict[str, Any] = {
         "graph": make_graph(),
+        "weights": b"weights that only training reads",
+        "settings": b'{"head": "policies.tiny:Tiny", "steps": 2}',
         "spec": SPEC,
         "golden": make_golden(),
         "name": "policies.tiny:Tiny",

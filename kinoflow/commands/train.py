@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tyro
 
 from envs.episodes import EpisodeFile, read_episodes
-from envs.evaluate import VALIDATION_SEED, EvaluateConfig, evaluate
+from envs.evaluate import VALIDATION_SEED, EvaluateConfig, run_all
+from envs.world import make
 from kinoflow.console import progress_bar, show
-from policies.export import export
 from policies.head import find_head
 from policies.load import LOADER
 from policies.policy import Policy
@@ -45,19 +46,20 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
 
 
 def rollout_on(episodes: EpisodeFile, recipe: Recipe[Any]) -> Callable[[Policy], float]:
-    """Make a function that scores a policy by its success on validation seeds of the environment of ``episodes``."""
+    """Make a function that scores a policy by the objective of its environment, on validation seeds."""
+    objective = make(episodes.env_id, episodes.env_kwargs).objective
     config = EvaluateConfig(
         env=episodes.env_id,
         episodes=recipe.rollouts,
         seed=VALIDATION_SEED,
         baselines=False,
-        **episodes.env_kwargs,
+        embodiment=episodes.env_kwargs.get("embodiment"),
     )
 
     def rollout(policy: Policy) -> float:
-        candidate = recipe.out / "candidate.kfb"
-        export(policy, candidate, provenance={})
-        report = evaluate([str(candidate)], LOADER, config, lambda done, total: None)
-        return float(report["success"]["mean"])
+        candidate = recipe.out / "candidate"
+        policy.save(candidate)
+        rows, _ = run_all([str(candidate)], 1, LOADER, config, lambda done, total: None)
+        return float(np.mean([row.value(objective) for row in rows[str(candidate)]]))
 
     return rollout

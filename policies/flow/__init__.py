@@ -1,7 +1,7 @@
 """The mathematics of flow and diffusion: fields, paths, steps, guides, composition and losses. Imports torch only."""
 
-from policies.flow.compose import blend, disagreement, padded
-from policies.flow.guide import certain, cfg, clip, descend, hold, pin, residual_cfg, toward
+from policies.flow.compose import blend, disagreement, either, scaled, shifted, spread, tail_weights, window
+from policies.flow.guide import certain, cfg, clip, consistent, descend, hold, pin, residual_cfg, toward
 from policies.flow.loss import logit_normal_times, matching_loss, uniform_times
 from policies.flow.path import (
     COSINE,
@@ -15,23 +15,30 @@ from policies.flow.path import (
     from_score,
     from_velocity,
     reschedule,
+    squared_cosine_betas,
 )
+from policies.flow.search import Found, best_of, rollover
 from policies.flow.solve import Step, heun, jump, sde, solve, straight, uniform
+from policies.flow.superpose import product, sample_and, sample_or
 
 __all__ = [
     "COSINE",
     "LINEAR",
     "Estimate",
     "Field",
+    "Found",
     "Path",
     "Step",
+    "best_of",
     "blend",
     "certain",
     "cfg",
     "clip",
+    "consistent",
     "ddpm",
     "descend",
     "disagreement",
+    "either",
     "from_data",
     "from_noise",
     "from_score",
@@ -41,14 +48,23 @@ __all__ = [
     "jump",
     "logit_normal_times",
     "matching_loss",
-    "padded",
     "pin",
+    "product",
     "reschedule",
     "residual_cfg",
+    "rollover",
+    "sample_and",
+    "sample_or",
+    "scaled",
     "sde",
+    "shifted",
     "solve",
+    "spread",
+    "squared_cosine_betas",
     "straight",
+    "tail_weights",
     "toward",
     "uniform",
     "uniform_times",
+    "window",
 ]

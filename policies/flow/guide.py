@@ -1,6 +1,7 @@
 """Guides: a field goes in, a field that also obeys something else comes out. They nest in any order.
 
-A guide moves the data estimate and keeps the pair on ``x``, except `clip` and `hold`, whose noise is meant to differ.
+A guide moves the data estimate and keeps the pair on ``x``, except `clip` and `hold`, whose noise is meant to differ;
+`consistent` puts the pair back.
 How far it may move depends on how uncertain the data still is. With ``jacobian="identity"`` that is the uncertainty of
 unit-variance data, ``r^2 = (1-t)^2 / (t^2 + (1-t)^2)``: a closed form that survives export. With ``jacobian="exact"``
 it is the field's own, ``(1-t)^2 / t * d data / d x``, one vector-Jacobian product through the network: it also moves
@@ -67,6 +68,19 @@ def clip(field: Field, low: float, high: float) -> Field:
         return Estimate(data.clamp(low, high), noise)
 
     return clipped
+
+
+def consistent(field: Field) -> Field:
+    """Read the noise off ``x`` again after the data estimate was changed.
+
+    DDPM's ancestral sampler (arXiv 2006.11239) is ``sde(consistent(clip(field, -1, 1)), draw)``: unlike DDIM it does
+    not keep the raw noise.
+    """
+
+    def agreeing(x: Tensor, t: Tensor) -> Estimate:
+        return certain(field(x, t).data)(x, t)
+
+    return agreeing
 
 
 def pin(field: Field, known: Tensor, mask: Tensor) -> Field:

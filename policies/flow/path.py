@@ -149,6 +149,13 @@ def ddpm(betas: Tensor) -> Path:
     return Path(signal, noise, lambda k: -noise(k), signal, time, lambda k: k.round().clamp(0, count - 1).long())
 
 
+def squared_cosine_betas(count: int, cap: float = 0.999) -> Tensor:
+    """Variances ``(count,)`` of the squared-cosine table (arXiv 2102.09672), the usual one of diffusion policies."""
+    edges = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+    kept = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - kept[1:] / kept[:-1]).clamp(max=cap)
+
+
 def from_velocity(network: Network, path: Path = LINEAR) -> Field:
     """Field on ``path`` of a network that predicts ``signal_rate * data + noise_rate * noise``."""
 

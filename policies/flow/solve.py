@@ -11,6 +11,7 @@ from torch import Tensor
 from policies.flow.path import Field, expand, positive
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+Draw = torch.Generator | Callable[[Tensor], Tensor]
 
 
 def straight(field: Field) -> Step:
@@ -40,7 +41,14 @@ def heun(field: Field) -> Step:
     return step
 
 
-def sde(field: Field, draw: torch.Generator | Callable[[Tensor], Tensor], eta: float = 1.0) -> Step:
+def normal(x: Tensor, draw: Draw) -> Tensor:
+    """Standard normal noise shaped like ``x``, from a generator or from a function that is given ``x``."""
+    if isinstance(draw, torch.Generator):
+        return torch.randn(x.shape, generator=draw, dtype=x.dtype, device=x.device)
+    return draw(x)
+
+
+def sde(field: Field, draw: Draw, eta: float = 1.0) -> Step:
     """Stochastic step with the same marginals as the straight one in the limit of small steps.
 
     Args:
@@ -50,17 +58,12 @@ def sde(field: Field, draw: torch.Generator | Callable[[Tensor], Tensor], eta: f
         eta: 0 is the straight step, 1 replaces as much noise as DDPM's ancestral sampler (arXiv 2010.02502, eq. 16).
     """
 
-    def fresh(x: Tensor) -> Tensor:
-        if isinstance(draw, torch.Generator):
-            return torch.randn(x.shape, generator=draw, dtype=x.dtype, device=x.device)
-        return draw(x)
-
     def step(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
         data, noise = field(x, s)
         begin, end = expand(s, x), expand(t, x)
         kept = (1 - end) * begin / positive(end * (1 - begin))
         added = eta * (1 - kept**2).clamp(min=0).sqrt()
-        return end * data + (1 - end) * ((1 - added**2).sqrt() * noise + added * fresh(x))
+        return end * data + (1 - end) * ((1 - added**2).sqrt() * noise + added * normal(x, draw))
 
     return step
 

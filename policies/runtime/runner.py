@@ -46,6 +46,8 @@ class Runner:
         """Why there is no newer chunk, in words; empty while all is well."""
         self.inference_s = 0.0
         """Time the policy took for the newest chunk, in seconds."""
+        self.disagreement = 0.0
+        """Between the parents of a composition at the newest chunk, in normal units; 0 for other policies."""
         self._worker, self._buffer, self._rng = worker, buffer, rng
         self._period_s, self._latency_s = 1.0 / rate_hz, latency_s
         self._history = History(worker.spec)
@@ -103,7 +105,7 @@ class Runner:
     def _request(self, stamp: float, now: float) -> None:
         spec = self._worker.spec
         if self._noise is None:
-            self._noise = self._rng.standard_normal((spec.horizon, spec.action.dim), dtype=np.float32)
+            self._noise = self._rng.standard_normal(spec.noise_shape, dtype=np.float32)
         committed, hold = self._buffer.committed(stamp)
         self._in_flight = self._worker.submit(Request(stamp, self._history.window(), self._noise, committed, hold))
         self._planned = stamp
@@ -120,7 +122,7 @@ class Runner:
             self._hand_over(result, now)
 
     def _hand_over(self, result: Result, now: float) -> None:
-        self.error, self.inference_s = result.error, result.seconds
+        self.error, self.inference_s, self.disagreement = result.error, result.seconds, result.disagreement
         if not self.error and not np.isfinite(result.actions).all():
             self.error = "the policy returned actions that are not finite; check its normalisation and its checkpoint"
         if not self.error:

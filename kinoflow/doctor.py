@@ -201,6 +201,19 @@ def robomimic() -> Answer:
     return Answer(False, "not installed", remedy)
 
 
+def pusht() -> Answer:
+    """Whether PushT can be simulated."""
+    ok, said = in_python("import os; os.environ['SDL_VIDEODRIVER'] = 'dummy'; import gym_pusht, pymunk; print('works')")
+    return Answer(ok, said, f"{INSTALL[:-1]}'.[pusht]'")
+
+
+def robosuite() -> Answer:
+    """Whether the manipulation tasks can be simulated; robosuite takes seconds to import, so it is only looked for."""
+    if importlib.util.find_spec("robosuite"):
+        return Answer(True, importlib.metadata.version("robosuite"), "")
+    return Answer(False, "not installed", f"{INSTALL[:-1]}'.[robosuite]'; it needs a C compiler")
+
+
 REQUIRED: dict[str, Check] = {
     "python": python,
     "packages": packages,
@@ -220,6 +233,8 @@ OPTIONAL: dict[str, Check] = {
     "bfloat16": bfloat16,
     "GPU": gpu,
     "robomimic": robomimic,
+    "PushT": pusht,
+    "robosuite": robosuite,
 }
 
 

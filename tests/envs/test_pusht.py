@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("gym_pusht", reason="needs gym-pusht: pip install 'kinoflow[pusht]'")
-pytest.importorskip("zarr", reason="needs zarr: pip install 'kinoflow[zarr]'")
+pytest.importorskip("zarr", reason="needs zarr: pip install 'kinoflow[pusht]'")
 
 import zarr
 

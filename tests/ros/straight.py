@@ -26,7 +26,7 @@ def graph(spec: Spec) -> bytes:
         "low": np.array(spec.action.low, np.float32),
         "high": np.array(spec.action.high, np.float32).clip(None, 0.5),
     }
-    constants = {**bounds, "matrix": matrix, "newest": np.array([-1]), "last": np.array([-1])}
+    constants = {**bounds, "matrix": matrix, "newest": np.array([-1]), "last": np.array([-1]), "alone": np.zeros(1, np.float32)}
     repeated = np.array([1, spec.horizon, 1])
     node = helper.make_node
     nodes = [
@@ -39,6 +39,7 @@ def graph(spec: Spec) -> bytes:
         node("Sub", ["committed", "free"], ["change"]),
         node("Mul", ["held", "change"], ["pull"]),
         node("Add", ["free", "pull"], ["actions"]),
+        node("Identity", ["alone"], ["disagreement"]),
     ]
     weights = [numpy_helper.from_array(value, name) for name, value in {**constants, "repeated": repeated}.items()]
     inputs = [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in graph_inputs(spec).items()]
@@ -55,9 +56,12 @@ def write(path: Path, contract: Spec, provenance: dict[str, Any]) -> Path:
     observation = {feature.name: golden[feature.name][0] for feature in spec.observations}
     rest = (golden[name][0] for name in ("noise", "committed", "hold"))
     golden["actions"] = Network(content, spec).act(observation, *rest)[None]
+    golden["disagreement"] = np.zeros(1, np.float32)
     write_bundle(
         path,
         content,
+        b"no weights: the graph is written by hand",
+        b"{}",
         spec,
         golden,
         name="straight:Line",

@@ -18,6 +18,7 @@ SIDE = 512.0
 POLICY_HZ = 10.0
 TIME_LIMIT = 30.0  # s
 SUCCESS_COVERAGE = 0.95
+LEVER = 60.0  # px, half the length of the bar
 
 FRAME = "table"
 ACTION = ActionSpec(("x", "y"), ("1", "1"), FRAME, (0.0, 0.0), (SIDE, SIDE))
@@ -73,6 +74,9 @@ class PushTEnv(gymnasium.Env[Any, Array]):
 
     Args:
         pixels: Also observe the picture, which takes four times as long as everything else.
+        tracker_error: Standard deviation in px of the position errors of two independent trackers, of which one
+            provides ``block_pose`` and the other ``environment_state``; both are new in every step. Angles are off by
+            as much at `LEVER` from the origin of the block.
         render_mode: ``"rgb_array"`` for pictures.
 
     Raises:
@@ -84,9 +88,10 @@ class PushTEnv(gymnasium.Env[Any, Array]):
     step_dt = 1 / POLICY_HZ
     execute, objective = 8, "score"
 
-    def __init__(self, pixels: bool = False, render_mode: str | None = None) -> None:
+    def __init__(self, pixels: bool = False, tracker_error: float = 0.0, render_mode: str | None = None) -> None:
         self.game = _game()
-        self.pixels, self.render_mode = pixels, render_mode
+        self.pixels, self.tracker_error, self.render_mode = pixels, tracker_error, render_mode
+        self._errors = np.zeros((2, 3))
         offered = (*FEATURES, PIXELS) if pixels else FEATURES
         self.contract = Spec(offered, ACTION, POLICY_HZ, history=1, horizon=1)
         self.action_space = gymnasium.spaces.Box(0.0, SIDE, (2,), np.float32)
@@ -103,6 +108,7 @@ class PushTEnv(gymnasium.Env[Any, Array]):
         self.game.reset(seed=seed)
         if options and "state" in options:
             self._restore(np.asarray(options["state"], float))
+        self._errors = self._track()
         self.time = 0.0
         self.coverage = self.best_coverage = float(self.game._get_coverage())
         return self.observe(), self._info()
@@ -150,6 +156,7 @@ class PushTEnv(gymnasium.Env[Any, Array]):
         if target.shape != (2,) or not np.isfinite(target).all():
             raise ContractError(f"action must be 2 finite values {ACTION.names}, got {action}")
         _, reward, _, _, info = self.game.step(ACTION.clip(target).astype(float))
+        self._errors = self._track()
         self.time += self.step_dt
         self.coverage = float(info["coverage"])
         self.best_coverage = max(self.best_coverage, self.coverage)
@@ -157,12 +164,17 @@ class PushTEnv(gymnasium.Env[Any, Array]):
 
     def observe(self) -> dict[str, Array]:
         """Return the current observation."""
-        block = self.game.block
-        observed = features(np.array(self.game.agent.position), np.array([*block.position, block.angle]))
+        block, agent = self.game.block, np.array(self.game.agent.position)
+        pose, corners = (features(agent, np.array([*block.position, block.angle]) + error) for error in self._errors)
+        observed = {**pose, "environment_state": corners["environment_state"]}
         if self.pixels:
             picture = self.game._render()
             observed["pixels"] = (np.moveaxis(picture, -1, 0) / np.float32(255)).astype(np.float32)
         return observed
+
+    def _track(self) -> Array:
+        """Errors ``(2, 3)`` of both trackers in x, y and angle."""
+        return self.tracker_error * self.np_random.standard_normal((2, 3)) / (1, 1, LEVER)
 
     def _info(self) -> dict[str, Any]:
         return {"success": self.success, **self.metrics}
@@ -186,4 +198,5 @@ def _game() -> Any:
 
 
 gymnasium.register("kinoflow/PushT-v0", entry_point="envs.pusht:PushTEnv")
+gymnasium.register("kinoflow/PushTTrackers-v0", entry_point="envs.pusht:PushTEnv", kwargs={"tracker_error": 10.0})
 gymnasium.register("kinoflow/PushTPixels-v0", entry_point="envs.pusht:PushTEnv", kwargs={"pixels": True})

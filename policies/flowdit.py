@@ -26,6 +26,8 @@ class Config:
         heads: Attention heads.
         encoder_depth: Blocks over the condition tokens.
         patch: Elements of a long vector, such as a range scan, that share one condition token.
+        octaves: Sines and cosines beside each raw value, so that small differences stay visible; few of them
+            generalise better from few episodes.
     """
 
     width: int = 128
@@ -33,34 +35,32 @@ class Config:
     heads: int = 4
     encoder_depth: int = 2
     patch: int = 6
+    octaves: int = 4
 
 
-FREQUENCIES = 4  # octaves of sines and cosines beside each raw value, so that small differences stay visible
-
-
-def fourier(values: Tensor) -> Tensor:
-    """Append sines and cosines of ``(..., n)`` values in [-1, 1]; returns ``(..., n * (1 + 2 * FREQUENCIES))``."""
-    octaves = math.pi * 2.0 ** torch.arange(FREQUENCIES, device=values.device)
-    angles = values[..., None] * octaves
+def fourier(values: Tensor, octaves: int) -> Tensor:
+    """Append sines and cosines of ``(..., n)`` values in [-1, 1]; returns ``(..., n * (1 + 2 * octaves))``."""
+    angles = values[..., None] * math.pi * 2.0 ** torch.arange(octaves, device=values.device)
     return torch.cat([values[..., None], angles.sin(), angles.cos()], -1).flatten(-2)
 
 
 class VectorTokens(nn.Module):
     """Turns a feature history ``(B, T_obs, n)`` into tokens ``(B, N, width)``; long vectors are cut into patches."""
 
-    def __init__(self, size: int, history: int, width: int, patch: int) -> None:
+    def __init__(self, size: int, history: int, width: int, patch: int, octaves: int) -> None:
         super().__init__()
+        self.octaves = octaves
         self.patch = patch if size > 4 * patch else size
         if size % self.patch:
             raise ValueError(f"a vector of {size} elements cannot be cut into patches of {patch}")
-        inputs = history * self.patch * (1 + 2 * FREQUENCIES)
+        inputs = history * self.patch * (1 + 2 * octaves)
         self.mlp = nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width))
         self.position = nn.Parameter(0.02 * torch.randn(1, size // self.patch, width))
 
     def forward(self, history: Tensor) -> Tensor:
         batch, steps, size = history.shape
         patches = history.reshape(batch, steps, size // self.patch, self.patch).transpose(1, 2).flatten(2)
-        return self.mlp(fourier(patches)) + self.position
+        return self.mlp(fourier(patches, self.octaves)) + self.position
 
 
 class FlowDiT(Head):
@@ -72,7 +72,9 @@ class FlowDiT(Head):
         super().__init__(spec, config)
         self.tokens = nn.ModuleDict(
             {
-                feature.name: VectorTokens(math.prod(feature.shape), spec.history, config.width, config.patch)
+                feature.name: VectorTokens(
+                    math.prod(feature.shape), spec.history, config.width, config.patch, config.octaves
+                )
                 for feature in spec.observations
             }
         )

@@ -145,7 +145,7 @@ def write(name: str, folder: Path, variants: list[dict[str, Any]]) -> None:
     }
     average = instantiate(config, "")
     dim = average.action_dim
-    samples = torch.from_numpy(random.standard_normal((LEVELS, 1, config.horizon, dim)).astype(np.float32))
+    samples = torch.from_numpy(random.standard_normal((LEVELS + 1, 1, config.horizon, dim)).astype(np.float32))
     answers = {}
     for index, variant in enumerate(variants):
         policy = instantiate(varied(config, variant), "")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_drivers import BLIND, CAUTIOUS
+from toy_drivers import BLIND, CAUTIOUS, TOGETHER
 
 from envs.evaluate import EvaluateConfig, as_text, evaluate, paired_difference, wilson
 from kinoflow.figures import write_evaluation
@@ -64,6 +64,14 @@ def test_a_blind_policy_does_what_the_straight_line_does(report: dict) -> None:
 def test_a_second_evaluation_is_identical(report: dict) -> None:
     again = evaluate([BLIND], LOADER, replace(CONFIG, baselines=False, workers=1), quiet)
     assert again["rows"][BLIND] == report["rows"][BLIND]
+
+
+def test_episodes_driven_together_are_those_driven_alone(report: dict) -> None:
+    together = evaluate([TOGETHER], LOADER, replace(CONFIG, baselines=False), quiet)
+    assert together["rows"][TOGETHER] == report["rows"][BLIND]
+    late = replace(CONFIG, baselines=False, episodes=3, latency_ms=150.0)
+    rows = evaluate([TOGETHER, BLIND], LOADER, late, quiet)["rows"]
+    assert rows[TOGETHER] == rows[BLIND]
 
 
 def test_latency_changes_what_happens() -> None:

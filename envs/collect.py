@@ -35,8 +35,8 @@ class CollectConfig:
         embodiment: Robot, where the environment has several.
         episodes: Number of seeds to try; failed episodes are left out.
         seed: First seed.
-        noise: Largest standard deviation of the injected noise, as a share of the command range. Each episode draws
-            its own between 0 and this.
+        noise: Largest standard deviation of the injected noise, as a share of the command range; the environment's
+            custom by default. Each episode draws its own between 0 and this.
         workers: Processes.
     """
 
@@ -45,7 +45,7 @@ class CollectConfig:
     embodiment: str | None = None
     episodes: int = 400
     seed: int = 1_000_000
-    noise: float = 0.35
+    noise: float | None = None
     workers: int = 2
 
 
@@ -55,19 +55,19 @@ def drivers(env: Any) -> dict[str, Any]:
     return importlib.import_module(f"envs.experts.{name}").DRIVERS
 
 
-def record(world: Any, seed: int, noise: float) -> Episode | None:
+def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
     """Record one episode; returns None when the expert fails.
 
     Args:
         world: Environment with an expert.
         seed: Seed of the environment and of the noise.
-        noise: Largest standard deviation of the noise, as a share of the command range.
+        noise: Largest standard deviation of the noise, as a share of the command range; the environment's own if None.
     """
     rng = np.random.default_rng(seed)
     observation, _ = world.reset(seed=seed)
     expert = drivers(world)["expert"](world)
     action = world.contract.action
-    scale = rng.uniform(0, noise) * (np.array(action.high) - np.array(action.low)) / 2
+    scale = rng.uniform(0, world.noise if noise is None else noise) * (np.array(action.high) - np.array(action.low)) / 2
     push = np.zeros(action.dim)
     rows: list[tuple[dict[str, Array], Array, Array, float, Array]] = []
     remaining = SETTLE_STEPS

@@ -56,7 +56,7 @@ class NavEnv(gymnasium.Env[Any, Array]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own convention)
     COMMAND: ClassVar[dict[str, float]] = {"step_hz": 50.0}
-    execute, objective = 1, "success"
+    execute, objective, noise = 1, "success", 0.35
 
     def __init__(
         self, embodiment: Embodiment = "wheeled", step_hz: float = POLICY_HZ, render_mode: str | None = None

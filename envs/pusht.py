@@ -86,7 +86,7 @@ class PushTEnv(gymnasium.Env[Any, Array]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": POLICY_HZ}  # noqa: RUF012 (Gymnasium's own convention)
     extent = (SIDE, SIDE)  # of what `render` shows
     step_dt = 1 / POLICY_HZ
-    execute, objective = 8, "score"
+    execute, objective, noise = 8, "score", 0.03
 
     def __init__(self, pixels: bool = False, tracker_error: float = 0.0, render_mode: str | None = None) -> None:
         self.game = _game()

@@ -25,6 +25,7 @@ class World(Protocol):
     step_dt: float  # s per step
     execute: int  # actions of a chunk that are customarily executed before the next is planned
     objective: str  # what to compare policies by: "success" or one of the metrics
+    noise: float  # share of the command range that demonstrations are customarily perturbed by, at most
 
     @property
     def state(self) -> Array: ...  # (S,) of the simulator

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from policies.bundle import SETTINGS, WEIGHTS, read_policy
 from policies.files import replace_file
-from policies.flow import Field, hold, solve, straight
+from policies.flow import Field, Found, Reward, hold, rollover, solve, straight
 from policies.head import Head, find_head, head_name
 from policies.norm import ACTION, Normaliser
 from policies.spec import Array, ContractError, Observation, Spec
@@ -74,13 +74,8 @@ class Policy(nn.Module):
         context = self.head.encode(self.normaliser(observation))
         committed = pad(self.normaliser.normalise(ACTION, committed), (0, 0, past, 0))
         field = hold(lambda x, t: self.head.estimate(x, t, context), committed, pad(hold_weights, (past, 0)))
-        start = self.temperature * math.hypot(self.grid[0], 1 - self.grid[0]) * noise
-        actions = self.normaliser.restore(ACTION, solve(straight(field), start, self.grid)[:, past:])
-        low, high = (
-            torch.tensor(bound, device=noise.device) for bound in (self.spec.action.low, self.spec.action.high)
-        )
+        actions = self._actions(solve(straight(field), self._start(noise), self.grid))
         disagreement = self.head.disagreement(context)
-        actions = torch.minimum(torch.maximum(actions, low), high)
         return Plan(actions, noise.new_zeros(len(noise)) if disagreement is None else disagreement)
 
     def bind(self, observation: Mapping[str, Tensor]) -> Field:
@@ -113,6 +108,44 @@ class Policy(nn.Module):
         plan = self.plan(batch, *(stack(values) for values in rest))
         self.disagreement = float(plan.disagreement.max())
         return plan.actions.numpy()
+
+    @torch.inference_mode()
+    def search(
+        self, observation: Observation, noise: Array, reward: Reward, budget: int, generator: torch.Generator
+    ) -> Found:
+        """Plan one chunk that a reward prefers, for more network evaluations (RBF, arXiv 2503.19385).
+
+        Args:
+            observation: As for `act`.
+            noise: As for `act`.
+            reward: Function of actions ``(N, H, A)`` in SI units with values ``(N,)``; more is better.
+            budget: Most evaluations of the network, at least one per step.
+            generator: Source of the noise that makes the candidates differ.
+
+        Returns:
+            The chunk ``(1, H, A)`` in SI units within the limits, its reward and the evaluations spent.
+
+        Raises:
+            ContractError: The observation does not fit the contract.
+            ValueError: The budget does not allow a single chunk.
+        """
+        self.spec.check(observation)
+        field = self.bind({name: torch.from_numpy(np.float32(value))[None] for name, value in observation.items()})
+        start = self._start(torch.from_numpy(np.float32(noise))[None])
+        found = rollover(field, lambda data: reward(self._actions(data)), start, self.grid, generator, budget)
+        return found._replace(chunk=self._actions(found.chunk))
+
+    def _start(self, noise: Tensor) -> Tensor:
+        """Start noise as large as normal data with noise are at the first time of the grid."""
+        return self.temperature * math.hypot(self.grid[0], 1 - self.grid[0]) * noise
+
+    def _actions(self, data: Tensor) -> Tensor:
+        """Turn normal chunks ``(B, past + H, A)`` into actions ``(B, H, A)`` within the limits of the contract."""
+        actions = self.normaliser.restore(ACTION, data[:, self.spec.past :])
+        low, high = (
+            torch.tensor(bound, device=data.device) for bound in (self.spec.action.low, self.spec.action.high)
+        )
+        return torch.minimum(torch.maximum(actions, low), high)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from policies.flow.path import (
     reschedule,
     squared_cosine_betas,
 )
-from policies.flow.search import Found, best_of, rollover
+from policies.flow.search import Found, Reward, best_of, rollover
 from policies.flow.solve import Step, heun, jump, sde, solve, straight, uniform
 from policies.flow.superpose import product, sample_and, sample_or
 
@@ -28,6 +28,7 @@ __all__ = [
     "Field",
     "Found",
     "Path",
+    "Reward",
     "Step",
     "best_of",
     "blend",

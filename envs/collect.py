@@ -127,7 +127,7 @@ def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict
     if not episodes:
         raise RuntimeError(f"the expert failed on all {len(seeds)} seeds from {config.seed}; nothing was written")
     env = make(config.env, robot(config.embodiment))
-    write_episodes(config.out, episodes, config.env, robot(config.embodiment), env.contract)
+    _write(config, config.out, episodes, env)
     env.close()
     shutil.rmtree(folder)
     return {"out": str(config.out), "tried": len(seeds), "kept": len(episodes), "steps": sum(map(len, episodes))}
@@ -147,6 +147,11 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor]:
 def _record_shard(config: CollectConfig, shard: Path, seeds: range) -> int:
     env = make(config.env, robot(config.embodiment))
     episodes = [episode for seed in seeds if (episode := record(env, seed, config.noise))]
-    write_episodes(shard, episodes, config.env, robot(config.embodiment), env.contract)
+    _write(config, shard, episodes, env)
     env.close()
     return len(seeds)
+
+
+def _write(config: CollectConfig, path: Path, episodes: list[Episode], env: Any) -> None:
+    known = getattr(env, "robomimic", None)  # of simulators that robomimic plays back
+    write_episodes(path, episodes, config.env, robot(config.embodiment), env.contract, known)

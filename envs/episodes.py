@@ -1,7 +1,8 @@
 """Episode files in robomimic's HDF5 layout, with the contract, units and a content hash beside the data.
 
 Layout: ``data/demo_<i>/{actions, executed, rewards, dones, states, obs/<name>}``, attribute ``num_samples`` per
-episode, ``total`` and ``env_args`` on ``data``, and ``mask/{train, valid}`` with episode names. ``actions`` is what
+episode, ``total`` and ``env_args`` on ``data``, and ``mask/{train, valid}`` with episode names. Where robomimic knows
+the simulator, ``env_args`` and the ``model_file`` of each episode are what its playback needs. ``actions`` is what
 the demonstrator commands, ``executed`` what the robot received: the same plus injected noise.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,14 @@ def content_hash(episodes: Iterable[Episode]) -> str:
     return digest.hexdigest()
 
 
-def write_episodes(path: Path, episodes: list[Episode], env_id: str, env_kwargs: dict[str, Any], spec: Spec) -> None:
+def write_episodes(
+    path: Path,
+    episodes: list[Episode],
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    spec: Spec,
+    robomimic: Mapping[str, str] | None = None,
+) -> None:
     """Write an episode file atomically.
 
     Args:
@@ -80,17 +88,23 @@ def write_episodes(path: Path, episodes: list[Episode], env_id: str, env_kwargs:
         env_id: Gymnasium id the episodes come from.
         env_kwargs: Arguments the environment was made with.
         spec: Contract of the environment.
+        robomimic: ``env_args`` and ``model_file`` of a simulator that robomimic knows.
     """
+    environment = {"env_name": env_id, "env_kwargs": env_kwargs}
+    known = robomimic or {"env_args": json.dumps({**environment, "type": 2})}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     with h5py.File(part, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = sum(map(len, episodes))
-        data.attrs["env_args"] = json.dumps({"env_name": env_id, "type": 2, "env_kwargs": env_kwargs})
+        data.attrs["env_args"], data.attrs["environment"] = known["env_args"], json.dumps(environment)
         data.attrs["contract"] = json.dumps(spec.to_json())
         data.attrs["sha256"] = content_hash(episodes)
         for index, episode in enumerate(episodes):
-            _write_episode(data.create_group(f"demo_{index}"), episode, spec)
+            group = data.create_group(f"demo_{index}")
+            _write_episode(group, episode, spec)
+            if "model_file" in known:
+                group.attrs["model_file"] = known["model_file"]
         for name, wanted in (("train", False), ("valid", True)):
             chosen = [i for i in range(len(episodes)) if (i % VALID_EVERY == VALID_EVERY - 1) == wanted]
             file[f"mask/{name}"] = np.array([f"demo_{i}" for i in chosen], dtype="S16")
@@ -189,7 +203,7 @@ def read_episodes(path: Path) -> EpisodeFile:
             names = _demo_names(data)
             episodes = [_read_episode(data[name]) for name in names]
             spec = Spec.from_json(json.loads(data.attrs["contract"]))
-            env_args = json.loads(data.attrs["env_args"])
+            environment = json.loads(data.attrs["environment"])
             valid_names = {name.decode() for name in file["mask/valid"]}
             expected = str(data.attrs["sha256"])
     except (OSError, KeyError, json.JSONDecodeError) as error:
@@ -201,8 +215,8 @@ def read_episodes(path: Path) -> EpisodeFile:
     ends = np.cumsum(lengths)
     return EpisodeFile(
         spec=spec,
-        env_id=env_args["env_name"],
-        env_kwargs=env_args["env_kwargs"],
+        env_id=environment["env_name"],
+        env_kwargs=environment["env_kwargs"],
         sha256=expected,
         observations={
             name: np.concatenate([episode.observations[name] for episode in episodes])

@@ -42,5 +42,6 @@ def command(
         file = read_episodes(path)
         demos, env_id, kwargs, spec = read_demos(path), file.env_id, file.env_kwargs, file.spec
     if out is not None:
-        write_episodes(out, select(demos, episodes), env_id, kwargs, spec)
+        known = getattr(make(env_id, kwargs), "robomimic", None)
+        write_episodes(out, select(demos, episodes), env_id, kwargs, spec, known)
     show(describe(out or path), json)

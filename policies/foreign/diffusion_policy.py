@@ -1,7 +1,7 @@
 """U-Net policies trained with diffusion_policy (arXiv 2303.04137), read from a checkpoint without its packages.
 
 Low-dimensional policies and hybrid image policies, whose encoder is robomimic's, with the observation as global
-condition. Measured against the original (``tests/parity/diffusion_policy.sh``).
+condition. Measured against the original (``tests/parity/diffusion_policy_reference.py``).
 """
 
 from __future__ import annotations

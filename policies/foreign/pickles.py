@@ -45,18 +45,20 @@ DTYPES = {
 }
 
 
+MISREAD = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What reading a record of an unexpected form raises."""
+
+
 class Record(dict[Any, Any]):
     """Stands for an object of a pickle: the name of its class, its arguments, its items and its state."""
 
     name: ClassVar[str] = ""
-
-    def __new__(cls, *arguments: Any) -> Record:
-        return super().__new__(cls)
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__()
         self.arguments = arguments
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -72,7 +74,7 @@ class _Unpickler(pickle.Unpickler):
         full = f"{module}.{name}"
         if not KNOWN.fullmatch(full):
             raise ContractError(
-                f"{self._path} wants to run '{full}', which no checkpoint needs; nothing was run. Do not use this file"
+                f"{self._path} wants to run '{full}', which no such checkpoint needs; nothing was run. Do not use it"
             )
         return self._classes.setdefault(full, type("Record", (Record,), {"name": full}))
 
@@ -112,7 +114,7 @@ class Checkpoint:
             chosen = {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
             try:
                 return {name: _tensor(file, folder, value) for name, value in chosen.items()}
-            except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            except (*MISREAD, RuntimeError, zipfile.BadZipFile) as error:
                 raise ContractError(
                     f"{self.path}: a tensor in '{prefix}' is damaged: {error!r}; copy it again"
                 ) from error
@@ -154,7 +156,7 @@ def plain(value: Any) -> Any:
     """
     try:
         return _plain(value)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+    except (*MISREAD, RecursionError) as error:
         raise ContractError(f"a value of the checkpoint is not plain data: {error!r}") from error
 
 

@@ -1,4 +1,8 @@
-"""Write what the real robomimic answers for small diffusion policies; `robomimic.sh` runs it in its own environment."""
+"""Write what the real robomimic answers for small diffusion policies.
+
+Runs in an environment of its own that has robomimic (first used with commit d309eae, torch 2.13.0, diffusers 0.11.1):
+PYTHONPATH=tests/foreign python tests/parity/robomimic_reference.py tests/foreign/reference/robomimic
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from robomimic.utils.train_utils import save_model
 from safetensors.torch import save_file
 
 HISTORY, HORIZON, ACTION_DIM = 2, 16, 7
-LEVELS, STEPS = 40, 10
+LEVELS, STEPS = 20, 5
 LOW_DIM = {"object": (4,), "robot0_eef_pos": (3,)}
 IMAGE = (52, 50, 3)
 STATE = {"low_dim": sorted(LOW_DIM)}

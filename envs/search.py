@@ -232,7 +232,7 @@ def as_text(report: dict[str, Any]) -> str:
     weights = ", ".join(f"{weight:.2f}" for weight in report["weights"])
     driven, name = report["validation"]["episodes_driven"], report["objective"]
     lines = [
-        f"weights {weights}, chosen on {driven} validation episodes; then {report['episodes']} others of {report['env']}:",
+        f"weights {weights}, chosen on {driven} validation episodes; {report['episodes']} others of {report['env']}:",
         f"{'':<28} {name:<8} success (95 %)        composition minus this",
     ]
     for arm, figures in report["arms"].items():

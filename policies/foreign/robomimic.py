@@ -1,7 +1,8 @@
 """Diffusion policies trained with robomimic (0.5 and later), read from a checkpoint without robomimic.
 
 Its observation encoder and its U-Net compute what LeRobot's do, so the head is the same. diffusion_policy takes the
-encoder from robomimic and shares what is here. Measured against robomimic 0.5 (``tests/parity/robomimic_reference.py``).
+encoder from robomimic and shares what is here. Measured against robomimic 0.5
+(``tests/parity/robomimic_reference.py``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints of diffusion_policy: the original's answers (`tests/parity/diffusion_policy_reference.py`) and what is refused."""
+"""Checkpoints of diffusion_policy: what the original answers (tests/parity), and what is refused."""
 
 from __future__ import annotations
 

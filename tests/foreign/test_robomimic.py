@@ -1,4 +1,4 @@
-"""robomimic checkpoints: the real robomimic's answers (`tests/parity/robomimic_reference.py`) and what is refused."""
+"""robomimic checkpoints: what the real robomimic answers (tests/parity), and what is refused."""
 
 from __future__ import annotations
 

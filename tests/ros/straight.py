@@ -26,7 +26,13 @@ def graph(spec: Spec) -> bytes:
         "low": np.array(spec.action.low, np.float32),
         "high": np.array(spec.action.high, np.float32).clip(None, 0.5),
     }
-    constants = {**bounds, "matrix": matrix, "newest": np.array([-1]), "last": np.array([-1]), "alone": np.zeros(1, np.float32)}
+    constants = {
+        **bounds,
+        "matrix": matrix,
+        "newest": np.array([-1]),
+        "last": np.array([-1]),
+        "alone": np.zeros(1, np.float32),
+    }
     repeated = np.array([1, spec.horizon, 1])
     node = helper.make_node
     nodes = [

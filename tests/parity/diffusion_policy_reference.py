@@ -1,7 +1,8 @@
 """Write what the real diffusion_policy answers.
 
 Runs in an environment of its own that has diffusion_policy (first used with commit 5ba07ac, robomimic 0.2.0, diffusers
-0.35.1), from this folder: PYTHONPATH=../foreign python diffusion_policy_reference.py ../foreign/reference/diffusion_policy
+0.35.1), from this folder:
+PYTHONPATH=../foreign python diffusion_policy_reference.py ../foreign/reference/diffusion_policy
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ and a short one rarely, which flatters the ratio of the wall times; the ratio of
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,47 +19,17 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from policies.bundle import Bundle, cpu_name
-from policies.flow import clip, ddpm, from_noise, reschedule, solve, straight
-from policies.head import find_head
-from policies.nets.unet1d import UNet1d
 from policies.norm import Normaliser
 from policies.policy import Policy
-from policies.spec import Array, ChunkPolicy, ContractError, Observation, Spec
+from policies.spec import Array, ChunkPolicy, Observation, Spec
+from policies.unet import Config, UNet
 
 ROUNDS = 15
 WIDTHS = (256, 512, 1024)
-HORIZON, LEVELS, DDIM_STEPS = 16, 100, 10
-
-
-class DiffusionPolicy(nn.Module):
-    """The field's usual policy (arXiv 2303.04137): a U-Net that predicts the noise, sampled by DDIM, in normal units.
-
-    Args:
-        spec: Contract; its observations, flattened, are the condition.
-        widths: Channels per level of the U-Net.
-    """
-
-    def __init__(self, spec: Spec, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        self.spec = spec
-        size = spec.history * sum(math.prod(feature.shape) for feature in spec.observations)
-        self.network = UNet1d(spec.action.dim, size, widths)
-        self.path = ddpm(cosine_variances(LEVELS))
-        labels = torch.arange(LEVELS - LEVELS // DDIM_STEPS, -1, -LEVELS // DDIM_STEPS)
-        self.grid = (*self.path.level(labels).tolist(), 1.0)
-        self.start = float(self.path.total(labels[:1]))
-
-    @torch.inference_mode()
-    def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
-        """Plan one chunk, see `ChunkPolicy.act`; this policy cannot hold on to committed actions."""
-        parts = [torch.from_numpy(observation[feature.name]).flatten() for feature in self.spec.observations]
-        condition = torch.cat(parts)[None]
-        native = from_noise(lambda x, label: self.network(x, label / LEVELS, condition), self.path)
-        field = clip(reschedule(native, self.path), -1, 1)
-        return solve(straight(field), torch.from_numpy(noise)[None] / self.start, self.grid)[0].numpy()
+HORIZON, DDIM_STEPS = 16, 10
 
 
 @dataclass(frozen=True)
@@ -98,7 +67,7 @@ def measure(
         value over the rounds in ``ranges``, the same ratios of processor time in ``cpu_ratios``, and the circumstances.
 
     Raises:
-        ContractError: The bundle is damaged, or does not say how its head was configured.
+        BundleError: The bundle is damaged.
     """
     arms = make_arms(bundle, widths)
     with _one_thread():
@@ -134,43 +103,18 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 def make_arms(bundle: Path, widths: tuple[int, ...]) -> dict[str, Arm]:
-    """Load the bundle and build its peers; weights of the peers are random, which timing does not see.
-
-    Raises:
-        ContractError: See `measure`.
-    """
+    """Load the bundle and build its peers; the U-Net's weights are random, which timing does not see."""
     exported = Bundle.load(bundle, threads=1)
-    policy = rebuild(exported, bundle)
-    unet = DiffusionPolicy(dataclasses.replace(exported.spec, horizon=HORIZON), widths).eval()
+    policy = Policy.load(bundle)
+    spec = dataclasses.replace(exported.spec, horizon=HORIZON, past=0)
+    unet = Policy(UNet(spec, Config(widths)), Normaliser.identity(spec), DDIM_STEPS).eval()
     size = _parameters(policy.head)
     peer = f"diffusion UNet {'-'.join(map(str, widths))} in torch eager, DDIM"
     return {
         "bundle": Arm("bundle in ONNX Runtime", exported, size, policy.steps, calls=20),
         "torch": Arm("same head in torch eager", policy, size, policy.steps, calls=10),
-        "unet": Arm(peer, unet, _parameters(unet), DDIM_STEPS, calls=1),
+        "unet": Arm(peer, unet, _parameters(unet.head), DDIM_STEPS, calls=1),
     }
-
-
-def rebuild(bundle: Bundle, path: Path) -> Policy:
-    """Build the policy a bundle was exported from, with random weights.
-
-    Raises:
-        ContractError: The bundle's provenance has no configuration of the head, or one that does not fit it.
-    """
-    manifest = bundle.manifest
-    recipe = manifest.provenance.get("recipe")
-    config = recipe.get("config") if isinstance(recipe, dict) else None
-    if not isinstance(config, dict):
-        raise ContractError(
-            f"{path}: provenance has no recipe.config but {sorted(manifest.provenance)}, so its head cannot be rebuilt "
-            "in torch; export it with 'kinoflow export' from the run directory"
-        )
-    head = find_head(manifest.name)
-    try:
-        network = head(manifest.spec, head.Config(**config))
-    except TypeError as error:
-        raise ContractError(f"{path}: recipe.config does not fit {manifest.name}: {error}; export it again") from error
-    return Policy(network, Normaliser.identity(manifest.spec), manifest.sampler.steps).eval()
 
 
 def race(
@@ -190,19 +134,13 @@ def race(
     return {name: value[0, 1:] for name, value in times.items()}, {name: value[1, 1:] for name, value in times.items()}
 
 
-def cosine_variances(levels: int) -> Tensor:
-    """Variances ``(levels,)`` that a diffusion with the cosine schedule adds (arXiv 2102.09672)."""
-    kept = torch.cos((torch.arange(levels + 1) / levels + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
-
-
 def _inputs(spec: Spec) -> tuple[Observation, Array, Array, Array]:
     rng = np.random.default_rng(0)
     observation = {f.name: rng.uniform(-1, 1, (spec.history, *f.shape)).astype(np.float32) for f in spec.observations}
     chunk = (spec.horizon, spec.action.dim)
     return (
         observation,
-        rng.standard_normal(chunk, np.float32),
+        rng.standard_normal(spec.noise_shape, np.float32),
         np.zeros(chunk, np.float32),
         np.zeros(chunk[0], np.float32),
     )

@@ -31,8 +31,8 @@ def policy(
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # away from the zero-initialised output
     normaliser = Normaliser.identity(spec)
-    getattr(normaliser, f"{ACTION}_scale").copy_(torch.as_tensor(scale).expand(2))
-    getattr(normaliser, f"{ACTION}_offset").copy_(torch.as_tensor(offset).expand(2))
+    getattr(normaliser, f"{ACTION}_scale").copy_(torch.as_tensor(scale).expand(spec.action.dim))
+    getattr(normaliser, f"{ACTION}_offset").copy_(torch.as_tensor(offset).expand(spec.action.dim))
     return Policy(network, normaliser, steps).eval()
 
 
@@ -54,7 +54,7 @@ def request(spec: Spec, seed: int = 0) -> tuple[dict[str, Array], Array, Array, 
     rng = np.random.default_rng(seed)
     observation = {f.name: rng.uniform(-1, 1, (spec.history, *f.shape)).astype(np.float32) for f in spec.observations}
     noise = rng.standard_normal(spec.noise_shape, dtype=np.float32)
-    return observation, noise, np.zeros((spec.horizon, 2), np.float32), np.zeros(spec.horizon, np.float32)
+    return observation, noise, np.zeros((spec.horizon, spec.action.dim), np.float32), np.zeros(spec.horizon, np.float32)
 
 
 def seen_by(parent: Policy, observation: dict[str, Array]) -> dict[str, Array]:

@@ -18,7 +18,8 @@ import pytest
 from tiny_bundle import SPEC, draw, expected, make_golden, parts, write
 
 from policies.archive import BundleError
-from policies.bundle import GOLDEN, MANIFEST, Bundle, Latency, is_si
+from policies.bundle import GOLDEN, GRAPH, MANIFEST, Bundle, Latency
+from policies.manifest import is_si
 from policies.spec import ContractError, Feature
 
 
@@ -164,7 +165,7 @@ def test_a_write_that_fails_half_way_keeps_the_old_bundle(tmp_path: Path) -> Non
         ({"spec": dataclasses.replace(SPEC, rate_hz=0.0)}, "rate_hz is 0.0"),
         ({"spec": dataclasses.replace(SPEC, horizon=4)}, "graph input 'noise'"),
         ({"spec": dataclasses.replace(SPEC, observations=(Feature("hold", (3,), "m", "odom"),))}, "rename"),
-        ({"graph": b"onnx"}, "does not load in ONNX Runtime"),
+        ({"graphs": {GRAPH: b"onnx"}}, "does not load in ONNX Runtime"),
         ({"golden": make_golden() | {"actions": np.zeros((1, 8, 2), np.float32)}}, "golden pair: actions differ"),
     ],
 )

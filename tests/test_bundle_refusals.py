@@ -19,10 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import SPEC, WEIGHT, Members, draw, make_golden, parts, write
 
 from policies.archive import LIMIT, BundleError, pack
-from policies.bundle import GOLDEN, GRAPH, MANIFEST, PARTS, Bundle, Manifest
+from policies.bundle import GOLDEN, GRAPH, MANIFEST, SETTINGS, WEIGHTS, Bundle, Manifest
 from policies.network import graph_inputs, graph_outputs
 from policies.spec import Feature
 
+PARTS = (GRAPH, GOLDEN, WEIGHTS, SETTINGS)
 Damage = Callable[[Members], "bytes | Members"]
 
 
@@ -176,10 +177,11 @@ def lying_size(members: Members) -> bytes:
     return content[: place - 22] + (1000).to_bytes(4, "little") + content[place - 18 :]
 
 
+FIELDS = [field.name for field in dataclasses.fields(Manifest) if field.name != "consensus"]  # the optional one
 MESSAGES: list[tuple[str, Damage, str]] = [
     ("not a zip", lambda members: b"weights", "not a readable zip: File is not a zip file"),
     ("empty file", lambda members: b"", "not a readable zip"),
-    ("cut off", lambda members: pack(members)[:-200], "not a readable zip|unknown member"),
+    ("cut off", lambda members: pack(members)[:-200], "not a readable zip|is missing"),
     ("cut in the middle", lambda members: pack(members)[len(pack(members)) // 2 :], "not a readable zip"),
     *((f"no {part}", without(part), f"part '{part}' is missing") for part in (MANIFEST, *PARTS)),
     ("unknown member", raw("notes.txt", b""), "unknown member 'notes.txt'"),
@@ -205,7 +207,7 @@ MESSAGES: list[tuple[str, Damage, str]] = [
     ("JSON list", raw(MANIFEST, b"[]"), "holds a list"),
     ("new format", edit("format", value=3), "format version is 3, this kinoflow reads 2"),
     ("no digest", drop("digest"), r"missing or unknown fields \['digest'\]"),
-    *((f"no {field.name}", drop(field.name), f"'{field.name}'") for field in dataclasses.fields(Manifest)),
+    *((f"no {name}", drop(name), f"'{name}'") for name in FIELDS),
     ("unknown field", edit("comment", value=""), r"missing or unknown fields \['comment'\]"),
     ("edited frame", edit("spec", "action", "frame", value="map"), "was edited after export"),
     ("edited unit", edit("spec", "action", "units", value=["deg/s", "deg/s"]), "was edited after export"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from policies.bundle import Latency, Manifest, Sampler, write_bundle
+from policies.bundle import GRAPH, Latency, Manifest, Sampler, write_bundle
 from policies.network import graph_inputs, graph_outputs
 from policies.spec import ActionSpec, Array, Feature, Spec
 
@@ -71,7 +71,7 @@ def make_golden() -> dict[str, Array]:
 def write(path: Path, **changes: Any) -> Manifest:
     """Write a bundle, with changes to the arguments of `write_bundle`."""
     content: dict[str, Any] = {
-        "graph": make_graph(),
+        "graphs": {GRAPH: make_graph()},
         "weights": b"weights that only training reads",
         "settings": b'{"head": "policies.tiny:Tiny", "steps": 2}',
         "spec": SPEC,

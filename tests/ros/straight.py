@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from policies.bundle import Latency, Sampler, write_bundle
+from policies.bundle import GRAPH, Latency, Sampler, write_bundle
 from policies.network import Network, graph_inputs, graph_outputs
 from policies.spec import Array, Spec
 
@@ -65,7 +65,7 @@ def write(path: Path, contract: Spec, provenance: dict[str, Any]) -> Path:
     golden["disagreement"] = np.zeros(1, np.float32)
     write_bundle(
         path,
-        content,
+        {GRAPH: content},
         b"no weights: the graph is written by hand",
         b"{}",
         spec,

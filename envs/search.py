@@ -202,8 +202,12 @@ def _report(found: dict[str, list[Row]], name: str, config: SearchConfig) -> dic
         "seed": 0,
         "arms": arms,
         "verdict": verdict({arm: figures["difference"] for arm, figures in arms.items() if arm != "composition"}),
-        "rows": {arm: [row.to_json() for row in rows] for arm, rows in found.items()},
+        "rows": {arm: [row.to_json() for row in rows] for arm, rows in _pathless(found).items()},
     }
+
+
+def _pathless(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    return {arm: [replace(row, path=[]) for row in rows] for arm, rows in found.items()}
 
 
 def verdict(differences: dict[str, dict[str, float]]) -> str:

@@ -70,5 +70,5 @@ def _search(policies: Sequence[str], steps: int | None, config: SearchConfig, re
     with progress_bar("episodes") as progress:
         result = search(policies, steps, LOADER, config, progress)
     if report:
-        replace_file(report, json_format.dumps(result, indent=1).encode())
+        replace_file(report, json_format.dumps(result).encode())
     return {key: value for key, value in result.items() if key != "rows"}

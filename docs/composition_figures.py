@@ -114,7 +114,7 @@ def weights(report: dict[str, Any], path: Path) -> None:
     figures.save(figure, path)
 
 
-def main(report: Path, out: Path) -> None:
+def main(report: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
     """Draw both figures.
 
     Args:

@@ -147,9 +147,9 @@ def _inputs(spec: Spec) -> tuple[Observation, Array, Array, Array]:
 
 
 def _seconds(policy: ChunkPolicy, *inputs: Any) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.thread_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     policy.act(*inputs)
-    return time.perf_counter() - wall, time.thread_time() - cpu
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _summary(arm: Arm, seconds: Array) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,8 +32,12 @@ def pack(members: Mapping[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def unpack(file: Path | BinaryIO, expected: Collection[str]) -> dict[str, bytes]:
+def unpack(file: Path | BinaryIO, expected: Callable[[Callable[[str], bytes]], Collection[str]]) -> dict[str, bytes]:
     """Read exactly the expected members of a zip file.
+
+    Args:
+        file: The zip file.
+        expected: Given a function that reads one member, names all of them.
 
     Raises:
         BundleError: Not a zip, damaged, a part is missing, or a member is unknown, duplicate, too large or unsafe.
@@ -41,7 +45,8 @@ def unpack(file: Path | BinaryIO, expected: Collection[str]) -> dict[str, bytes]
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            _check_members(members, expected)
+            _check_safety(members)
+            _check_names(members, {*expected(lambda name: _read(archive, name))})
             return {member.filename: archive.read(member) for member in members}
     except BundleError:
         raise
@@ -49,23 +54,33 @@ def unpack(file: Path | BinaryIO, expected: Collection[str]) -> dict[str, bytes]
         raise BundleError(f"not a readable zip: {error}; copy the bundle again") from error
 
 
-def _check_members(members: Sequence[zipfile.ZipInfo], expected: Collection[str]) -> None:
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    if name not in archive.namelist():
+        raise BundleError(f"part '{name}' is missing; copy the bundle again")
+    return archive.read(name)
+
+
+def _check_safety(members: Sequence[zipfile.ZipInfo]) -> None:
     names = [member.orig_filename for member in members]
     for name, member in zip(names, members, strict=True):
         if "\\" in name or ".." in name.split("/") or re.match(r"/|[A-Za-z]:", name):
             raise BundleError(f"member {name!r} points outside the bundle; do not use this file")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise BundleError(f"member {name!r} is a symbolic link; do not use this file")
-        if name not in expected:
-            raise BundleError(f"unknown member {name!r}; a bundle holds {sorted(expected)} only")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise BundleError(f"member {name!r} uses compression {member.compress_type}; store or deflate it")
         if member.file_size > LIMIT:
             raise BundleError(f"member {name!r} has {member.file_size} bytes, the limit is {LIMIT}; do not load it")
     if len({*names}) != len(names):
         raise BundleError(f"duplicate members in {sorted(names)}; do not use this file")
-    if {*names} != {*expected}:
-        raise BundleError(f"part '{min({*expected} - {*names})}' is missing; copy the bundle again")
     total = sum(member.file_size for member in members)
     if total > LIMIT:
         raise BundleError(f"the members have {total} bytes together, the limit is {LIMIT}; do not load it")
+
+
+def _check_names(members: Sequence[zipfile.ZipInfo], expected: set[str]) -> None:
+    names = {member.orig_filename for member in members}
+    if names - expected:
+        raise BundleError(f"unknown member {min(names - expected)!r}; a bundle holds {sorted(expected)} only")
+    if expected - names:
+        raise BundleError(f"part '{min(expected - names)}' is missing; copy the bundle again")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,16 +98,33 @@ class Composition(Head):
         """Largest `spread` of the parents' data over the steps so far, ``(B,)``, in normal units."""
         return torch.stack(context.spreads).amax(0)
 
-    def _field(self, index: int, observation: Mapping[str, Tensor]) -> Field:
-        """Field of one parent over the chunk of the composition and in its normal units."""
-        policy, units = self._policies[index], self.config.units[index]
-        field = policy.bind(_part(policy, observation))
-        if self.config.level == "action":
-            field = _finished(field, policy.grid)
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The parents."""
+        return tuple(self._policies)
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """First action and number of actions per parent in the chunk of the composition."""
+        return tuple(self._windows)
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights ``(parents, past + H, A)`` over the chunk of the composition."""
+        shape = self.spec.noise_shape
+        return torch.stack([torch.as_tensor(weight, dtype=torch.float64).expand(shape) for weight in self._weights])
+
+    def over(self, index: int, field: Field) -> Field:
+        """A parent's field over its own chunk and units as one over the chunk and in the units of the composition."""
+        units, (begin, length) = self.config.units[index], self._windows[index]
         if units:
             field = _converted(field, units) if self.config.level == "score" else _mapped(field, units)
-        begin, length = self._windows[index]
         return field if (begin, length) == self._whole else window(field, begin, length)
+
+    def _field(self, index: int, observation: Mapping[str, Tensor]) -> Field:
+        policy = self._policies[index]
+        field = policy.bind(_part(policy, observation))
+        return self.over(index, _finished(field, policy.grid) if self.config.level == "action" else field)
 
 
 def compose(
@@ -135,9 +153,11 @@ def compose(
     if len(policies) != len(weights):
         raise ContractError(f"{len(policies)} policies but {len(weights)} weights; give one weight per policy")
     _check_weights(weights)
-    chosen = [pair for pair in zip(policies, weights, strict=True) if _size(pair[1])]
+    chosen = [(_trained(policy), weight) for policy, weight in zip(policies, weights, strict=True) if _size(weight)]
+    if level == "score":
+        chosen = [part for pair in chosen for part in _flat(*pair)]
     chosen.sort(key=lambda pair: -_size(pair[1]))
-    parents = [_trained(policy) for policy, _ in chosen]
+    parents = [policy for policy, _ in chosen]
     spec = agree([policy.spec for policy in parents])
     lead = parents[0]
     units = tuple(shared_units(policy.normaliser, lead.normaliser) for policy in parents)
@@ -161,6 +181,21 @@ def _trained(policy: ChunkPolicy) -> Policy:
     if isinstance(policy, Bundle) and policy.path:
         return Policy.load(policy.path)
     raise ContractError(f"{type(policy).__name__} cannot be composed; give a bundle, a run directory or a checkpoint")
+
+
+def _flat(policy: Policy, weight: Weight) -> list[tuple[Policy, Weight]]:
+    """The parents of a consensus instead of itself: with the products of the weights they say the same.
+
+    Parents of different extent keep their own composition, because the sharing of the tail would change.
+    """
+    head = policy.head
+    if not isinstance(head, Composition) or head.config.level == "action" or len({*head.windows}) > 1:
+        return [(policy, weight)]
+    inner = head.config.weights
+    if not all(isinstance(share, (int, float)) for share in inner):
+        return [(policy, weight)]
+    scaled = [(np.asarray(weight, np.float64) * share).tolist() for share in inner]
+    return [part for pair in zip(head.policies, scaled, strict=True) for part in _flat(*pair)]
 
 
 def _check_weights(weights: Sequence[Weight]) -> None:
@@ -195,10 +230,11 @@ def _broadcast(weight: Weight) -> float | Tensor:
 
 def _require_fields(parents: Sequence[Policy]) -> None:
     for policy in parents:
-        if policy.head.one_step:
+        averaged = isinstance(policy.head, Composition) and policy.head.config.level == "action"
+        if policy.head.one_step or averaged:
             raise ContractError(
-                f"{type(policy.head).__name__} jumps to the data in one step and has no field in between; "
-                "compose finished chunks instead: level='action'"
+                f"{type(policy.head).__name__} {'averages finished chunks' if averaged else 'jumps to the data'} in "
+                "one step and has no field in between; compose finished chunks instead: level='action'"
             )
 
 
@@ -229,13 +265,14 @@ def _mapped(field: Field, units: Units) -> Field:
 
 def _converted(field: Field, units: Units) -> Field:
     """Field over ``factor * data + offset``: exact for one common factor, and close where the factors nearly agree."""
-    factor, offset = (torch.tensor(part) for part in units)
-    common = float(factor.log().mean().exp())
-    stretch = factor / common
+    # Numbers, not tensors: what decides how a graph looks has to be known when it is exported.
+    common = math.exp(sum(map(math.log, units[0])) / len(units[0]))
+    same = all(math.isclose(factor, common, rel_tol=1e-6) for factor in units[0])
+    stretch, offset = torch.tensor(units[0]) / common, torch.tensor(units[1])
 
     def stretched(x: Tensor, t: Tensor) -> Estimate:
         time = t[:, None, None]
         data, noise = field(x * (time / stretch + 1 - time), t)
         return Estimate(stretch * data, noise)
 
-    return shifted(scaled(field if bool((stretch == 1).all()) else stretched, common), offset)
+    return shifted(scaled(field if same else stretched, common), offset)

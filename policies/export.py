@@ -1,28 +1,39 @@
-"""Export a torch policy as a bundle: one ONNX graph with normalisation, unrolled sampler and hold guide inside."""
+"""Export a torch policy as a bundle: one ONNX graph with normalisation, unrolled sampler and hold guide inside.
+
+A composition of scores becomes two graphs per parent instead, so that the parents can run beside each other and without
+each other: ``encode`` takes the parent's own observations and returns its context as tensors c0, c1, ...; ``estimate``
+takes these, the chunk ``x`` of the composition and the index of the ``step``, and returns ``data`` and ``noise``. Unit
+conversion and alignment are inside.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir
 import onnxscript.optimizer
 import torch
+import torch.utils._pytree as pytree
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 from torch import Tensor, nn
 
 from policies.archive import BundleError
-from policies.bundle import TOLERANCE, Latency, Sampler, check_contract, deviation, write_bundle
+from policies.bundle import TOLERANCE, deviation, open_graphs, write_bundle
 from policies.chunk import hold_weights
+from policies.composition import Composition
+from policies.flow import Estimate
 from policies.head import head_name
-from policies.network import Network, graph_inputs, graph_outputs
+from policies.manifest import GRAPH, Consensus, Latency, Parent, Sampler, check_contract, parent_graphs
+from policies.network import STEP, Runnable, graph_inputs, graph_outputs, open_session
 from policies.norm import ACTION
 from policies.policy import Policy
 from policies.spec import Array
@@ -38,7 +49,7 @@ class ExportReport:
     Args:
         path: The bundle.
         size: Its bytes.
-        nodes: Nodes of the graph after folding.
+        nodes: Nodes of all graphs after folding.
         max_error: Largest `deviation` of ONNX Runtime from torch over the compared inputs.
         latency: Of one chunk on this machine, one thread.
     """
@@ -63,26 +74,104 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any]) -
     """
     check_contract(policy.spec)
     path, plan = Path(path), _Plan(copy.deepcopy(policy).cpu())
-    model = _graph(plan)
-    graph = onnx_ir.to_proto(model).SerializeToString()
-    network = Network(graph, policy.spec)
+    graphs, consensus = _graphs(plan.policy.eval())
+    sampler = Sampler(policy.steps, policy.grid, policy.temperature)
+    content = {name: model.SerializeToString() for name, model in graphs.items()}
+    network = open_graphs(content, policy.spec, sampler, consensus)
     golden, max_error = _compare(plan, network)
     network.warm_up(TIMED_CALLS // 10)
     latency = Latency.of(network.latency(TIMED_CALLS), threads=1)
     write_bundle(
         path,
-        graph,
+        content,
         *policy.to_bytes(),
         policy.spec,
         golden,
         name=head_name(policy.head),
-        sampler=Sampler(policy.steps, policy.grid, policy.temperature),
+        sampler=sampler,
         normalisation=policy.normaliser.statistics(),
         latency=latency,
         max_error=max_error,
         provenance=provenance,
+        consensus=consensus,
     )
-    return ExportReport(path, path.stat().st_size, len(model.graph), max_error, latency)
+    nodes = sum(len(model.graph.node) for model in graphs.values())
+    return ExportReport(path, path.stat().st_size, nodes, max_error, latency)
+
+
+def _graphs(policy: Policy) -> tuple[dict[str, onnx.ModelProto], Consensus | None]:
+    """One graph for the whole plan, or two per parent of a composition whose parents can run on their own."""
+    head, examples = policy.head, graph_inputs(policy.spec)
+    if isinstance(head, Composition) and _divisible(head):
+        graphs: dict[str, onnx.ModelProto] = {}
+        for index in range(len(head.policies)):
+            graphs |= zip(parent_graphs(index), _parent(head, index, policy.grid), strict=True)
+        return graphs, _consensus(policy, head)
+    zeros = {name: torch.zeros(shape) for name, shape in examples.items()}
+    return {GRAPH: _trace(_Plan(policy), zeros, list(graph_outputs(policy.spec)))}, None
+
+
+def _divisible(head: Composition) -> bool:
+    """Whether there are fields to combine step by step and what they share is made of tensors."""
+    parents = head.policies
+    inner = any(isinstance(parent.head, Composition) for parent in parents)
+    return head.config.level == "score" and len(parents) > 1 and not inner
+
+
+def _consensus(policy: Policy, head: Composition) -> Consensus:
+    action = policy.normaliser.statistics()[ACTION]
+    rows = zip(head.policies, head.windows, head.weights.tolist(), strict=True)
+    parents = tuple(
+        Parent(
+            f"parent_{index} ({type(parent.head).__name__})",
+            tuple(feature.name for feature in parent.spec.observations),
+            parent.spec.history,
+            *window,
+            tuple(map(tuple, weights)),
+        )
+        for index, (parent, window, weights) in enumerate(rows)
+    )
+    return Consensus(parents, tuple(action["offset"]), tuple(action["scale"]))
+
+
+def _parent(head: Composition, index: int, grid: Sequence[float]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The two graphs of one parent."""
+    parent = head.policies[index]
+    shapes = {f.name: (1, parent.spec.history, *f.shape) for f in parent.spec.observations}
+    encode = _Encode(parent)
+    observation = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    with torch.no_grad():
+        context = {f"c{k}": leaf for k, leaf in enumerate(encode(*observation.values()))}
+    asked = {**context, "x": torch.zeros(1, *head.spec.noise_shape), "t": torch.zeros(1)}
+    estimate = _trace(_Estimate(head, index, encode.tree), asked, ["data", "noise"])
+    return _trace(encode, observation, list(context)), _fold_time(estimate, grid)
+
+
+class _Encode(nn.Module):
+    """What a parent makes of its observations, as a flat tuple of tensors."""
+
+    def __init__(self, parent: Policy) -> None:
+        super().__init__()
+        self.parent, self.tree = parent, pytree.tree_structure(None)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        names = [feature.name for feature in self.parent.spec.observations]
+        context = self.parent.head.encode(self.parent.normaliser(dict(zip(names, inputs, strict=True))))
+        leaves, self.tree = pytree.tree_flatten(context)
+        return tuple(leaves)
+
+
+class _Estimate(nn.Module):
+    """What a parent says about a chunk of the composition."""
+
+    def __init__(self, head: Composition, index: int, tree: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.head, self.index, self.tree = head, index, tree
+
+    def forward(self, *inputs: Tensor) -> Estimate:
+        *leaves, x, t = inputs
+        parent, context = self.head.policies[self.index].head, pytree.tree_unflatten(leaves, self.tree)
+        return self.head.over(self.index, lambda x, t: parent.estimate(x, t, context))(x, t)
 
 
 class _Plan(nn.Module):
@@ -97,19 +186,17 @@ class _Plan(nn.Module):
         return tuple(self.policy.plan(dict(zip(names, inputs, strict=False)), *inputs[len(names) :]))
 
 
-def _graph(plan: _Plan) -> onnx_ir.Model:
-    """Trace the plan and fold everything that depends on the weights and the time grid only."""
-    shapes = graph_inputs(plan.policy.spec)
-    zeros = tuple(torch.zeros(shape) for shape in shapes.values())
+def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Trace a module and fold everything that depends on the weights only."""
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            plan.eval(),
-            zeros,
+            module.eval(),
+            tuple(inputs.values()),
             dynamo=True,
             optimize=False,
             verbose=False,
-            input_names=list(shapes),
-            output_names=list(graph_outputs(plan.policy.spec)),
+            input_names=list(inputs),
+            output_names=list(outputs),
         )
         assert program is not None  # with dynamo=True there always is one
         # Merged first: folding would store a transposed weight once per step instead of once.
@@ -117,10 +204,47 @@ def _graph(plan: _Plan) -> onnx_ir.Model:
         # By default constants beyond a few kilobytes stay unfolded, and with them the time embeddings.
         model = onnxscript.optimizer.optimize(program.model, input_size_limit=2**62, output_size_limit=2**62)
     ClearMetadataAndDocStringPass()(model)  # it names the source files of this machine
-    return model
+    return onnx_ir.to_proto(model)
 
 
-def _compare(plan: _Plan, network: Network) -> tuple[dict[str, Array], float]:
+def _fold_time(model: onnx.ModelProto, grid: Sequence[float]) -> onnx.ModelProto:
+    """Turn what depends on the input ``t`` alone into tables over the times of the grid, and ``t`` into their index.
+
+    A single graph has the time embeddings as constants; computing them at every step costs up to a third of it.
+    """
+    graph = model.graph
+    fixed, timed = {tensor.name for tensor in graph.initializer}, {"t"}
+    for node in graph.node:
+        if all(name in fixed | timed for name in node.input if name):
+            (timed if timed & {*node.input} else fixed).update(node.output)
+    kept = [node for node in graph.node if not timed & {*node.output}]
+    needed = {name for node in kept for name in node.input} | {value.name for value in graph.output}
+    tables = _tables(model, sorted(timed & needed), grid)
+    lookups = [onnx.helper.make_node("Gather", [f"{name}_of", STEP], [name], axis=0) for name in tables]
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    weights += [onnx.numpy_helper.from_array(table, f"{name}_of") for name, table in tables.items()]
+    inputs = [value for value in graph.input if value.name != "t"]
+    inputs.append(onnx.helper.make_tensor_value_info(STEP, onnx.TensorProto.INT64, []))
+    folded = onnx.helper.make_graph([*lookups, *kept], graph.name, inputs, graph.output, weights)
+    return onnx.helper.make_model(
+        folded, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
+    )
+
+
+def _tables(model: onnx.ModelProto, names: Sequence[str], grid: Sequence[float]) -> dict[str, Array]:
+    """Values of a graph at each time at which a step begins, ``(steps, *shape)``; they depend on nothing else."""
+    probe = onnx.ModelProto.FromString(model.SerializeToString())
+    probe.graph.node.extend(onnx.helper.make_node("Identity", [name], [f"{name}_out"]) for name in names)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=f"{name}_out") for name in names)
+    session = open_session(probe.SerializeToString(), threads=1)
+    inputs = {value.name: np.zeros(value.shape, np.float32) for value in session.get_inputs()}
+    rows = [
+        session.run([f"{name}_out" for name in names], {**inputs, "t": np.array([t], np.float32)}) for t in grid[:-1]
+    ]
+    return {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def _compare(plan: _Plan, network: Runnable) -> tuple[dict[str, Array], float]:
     """Run both on the same inputs; return the golden pair and the largest deviation."""
     plan.eval()  # exporting may leave it in train mode, which changes dropout and batch normalisation
     rng = np.random.default_rng(0)
@@ -156,7 +280,7 @@ def _case(plan: _Plan, rng: np.random.Generator, hold: Array) -> dict[str, Array
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def _error(network: Network, case: Mapping[str, Array]) -> float:
+def _error(network: Runnable, case: Mapping[str, Array]) -> float:
     observation = {feature.name: case[feature.name][0] for feature in network.spec.observations}
     actions = network.act(observation, case["noise"][0], case["committed"][0], case["hold"][0])
     expected = (case[name][0] for name in graph_outputs(network.spec))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from policies.archive import BundleError
 from policies.spec import Array, ContractError, Observation, Spec
 
 OUTPUT, DISAGREEMENT = "actions", "disagreement"
+STEP = "step"  # the one input that is a whole number
 
 
 def graph_inputs(spec: Spec) -> dict[str, tuple[int, ...]]:
@@ -29,8 +33,61 @@ def graph_outputs(spec: Spec) -> dict[str, tuple[int, ...]]:
     return {OUTPUT: (1, spec.horizon, spec.action.dim), DISAGREEMENT: (1,)}
 
 
-class Network:
-    """An ONNX graph driven as a `ChunkPolicy`. Its input buffers are reused: one caller at a time.
+class Runnable(ABC):
+    """A `ChunkPolicy` on ONNX Runtime; one caller at a time.
+
+    Args:
+        spec: Contract.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.disagreement = 0.0
+        """Between the parents of a composition at the newest chunk, in normal units; 0 for other policies."""
+        self.warning = ""
+        """What is amiss although there are chunks, empty when all is well."""
+        self.patience_s = math.inf
+        """How long a chunk may wait for the parents of a composition, in seconds; other policies wait for nobody."""
+        names, shapes = [feature.name for feature in spec.observations], graph_inputs(spec)
+        self._chunk_shapes = {name: shape[1:] for name, shape in shapes.items() if name not in names}
+        self._latest: tuple[Any, ...] = ({name: np.zeros(shapes[name][1:], np.float32) for name in names},)
+        self._latest += tuple(np.zeros(shape, np.float32) for shape in self._chunk_shapes.values())
+
+    def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
+        """Plan one chunk, see `ChunkPolicy.act`.
+
+        Raises:
+            ContractError: The observation does not fit, another input has a wrong shape, or the actions are not finite.
+        """
+        self.spec.check(observation)
+        for (name, shape), value in zip(self._chunk_shapes.items(), (noise, committed, hold), strict=True):
+            if value.shape != shape:
+                raise ContractError(f"'{name}' has shape {value.shape}, the policy needs {shape}")
+        self._latest = observation, noise, committed, hold
+        actions = self._plan(observation, noise, committed, hold)
+        if not np.isfinite(actions).all():
+            raise ContractError("the network's actions are not finite; check the scale of its inputs or retrain it")
+        return actions
+
+    def warm_up(self, n: int) -> None:
+        """Run ``n`` times, so that the first real chunk does not pay for allocations."""
+        self.latency(n)
+
+    def latency(self, n: int) -> Array:
+        """Time ``n`` calls of `act` on the latest inputs; returns ``(n,)`` seconds."""
+        inputs, stamps = self._latest, [time.perf_counter()]
+        for _ in range(n):
+            self.act(*inputs)
+            stamps.append(time.perf_counter())
+        return np.diff(stamps)
+
+    @abstractmethod
+    def _plan(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
+        """Plan one chunk from inputs of the right shape and take note of the disagreement."""
+
+
+class Network(Runnable):
+    """One ONNX graph that maps an observation to a chunk. Its input buffers are reused.
 
     Args:
         graph: Serialised ONNX model with the inputs and outputs of a bundle.
@@ -42,54 +99,27 @@ class Network:
     """
 
     def __init__(self, graph: bytes, spec: Spec, threads: int = 1) -> None:
-        self.spec = spec
-        self.disagreement = 0.0
-        """Between the parents of a composition at the newest chunk, in normal units; 0 for other policies."""
-        self._session = _session(graph, threads)
-        _check_signature("input", self._session.get_inputs(), graph_inputs(spec))
-        _check_signature("output", self._session.get_outputs(), graph_outputs(spec))
+        super().__init__(spec)
+        self._session = open_session(graph, threads)
+        check_signature("input", self._session.get_inputs(), graph_inputs(spec))
+        check_signature("output", self._session.get_outputs(), graph_outputs(spec))
         self._buffers = {name: np.zeros(shape, np.float32) for name, shape in graph_inputs(spec).items()}
-        self._chunk_inputs = list(self._buffers.items())[len(spec.observations) :]
 
-    def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
-        """Plan one chunk, see `ChunkPolicy.act`.
-
-        Raises:
-            ContractError: The observation does not fit, another input has a wrong shape, or the actions are not finite.
-        """
-        self.spec.check(observation)
+    def _plan(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
         inputs = {**observation, "noise": noise, "committed": committed, "hold": hold}
-        for name, buffer in self._chunk_inputs:
-            if inputs[name].shape != buffer.shape[1:]:
-                raise ContractError(f"'{name}' has shape {inputs[name].shape}, the policy needs {buffer.shape[1:]}")
-        actions, disagreement = self._run(inputs)
-        self.disagreement = float(disagreement)
-        if not np.isfinite(actions).all():
-            raise ContractError("the network's actions are not finite; check the scale of its inputs or retrain it")
-        return actions
-
-    def warm_up(self, n: int) -> None:
-        """Run ``n`` times, so that the first real chunk does not pay for allocations."""
-        self.latency(n)
-
-    def latency(self, n: int) -> Array:
-        """Time ``n`` calls of `act` on the latest inputs; returns ``(n,)`` seconds."""
-        latest = {name: buffer[0].copy() for name, buffer in self._buffers.items()}
-        rest = [latest.pop(name) for name, _ in self._chunk_inputs]
-        stamps = [time.perf_counter()]
-        for _ in range(n):
-            self.act(latest, *rest)
-            stamps.append(time.perf_counter())
-        return np.diff(stamps)
-
-    def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """Run the graph; returns its outputs without the batch."""
         for name, buffer in self._buffers.items():
             buffer[0] = inputs[name]
-        return [output[0] for output in self._session.run([OUTPUT, DISAGREEMENT], self._buffers)]
+        actions, disagreement = self._session.run([OUTPUT, DISAGREEMENT], self._buffers)
+        self.disagreement = float(disagreement[0])
+        return actions[0]
 
 
-def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+def open_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """Load a graph that needs nothing but itself.
+
+    Raises:
+        BundleError: It is damaged or refers to other files.
+    """
     try:
         model = onnx.load_model_from_string(graph)
         # Checked here because ONNX Runtime would read such files relative to the working directory.
@@ -108,6 +138,23 @@ def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
         raise BundleError(f"the graph does not load in ONNX Runtime {onnxruntime.__version__}: {error}") from error
 
 
+def bind(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> Callable[[], None]:
+    """Tie a graph to arrays, which the caller keeps: the function that comes back reads and writes them in place.
+
+    Raises:
+        BundleError: The graph takes or returns something else.
+    """
+    check_signature("input", session.get_inputs(), {name: array.shape for name, array in inputs.items()})
+    check_signature("output", session.get_outputs(), {name: array.shape for name, array in outputs.items()})
+    binding = session.io_binding()
+    for put, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+        for name, array in arrays.items():
+            put(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    return functools.partial(session.run_with_iobinding, binding)
+
+
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
     """Walk every tensor of a model: initializers, constants, attributes, subgraphs and functions."""
     if isinstance(message, onnx.TensorProto):
@@ -119,13 +166,19 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(item)
 
 
-def _check_signature(kind: str, found: Sequence[Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_signature(kind: str, found: Sequence[Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the inputs or the outputs of a session.
+
+    Raises:
+        BundleError: They are not the expected tensors in the expected order; all but `STEP` are float32.
+    """
     names = [value.name for value in found]
     if names != list(expected):
         raise BundleError(f"graph {kind}s are {names}, the contract needs {list(expected)} in this order; export again")
     for value in found:
-        if value.type != "tensor(float)" or tuple(value.shape) != expected[value.name]:
+        numbers = "tensor(int64)" if value.name == STEP else "tensor(float)"
+        if value.type != numbers or tuple(value.shape) != expected[value.name]:
             raise BundleError(
                 f"graph {kind} '{value.name}' is {value.type} {tuple(value.shape)}, "
-                f"the contract needs tensor(float) {expected[value.name]}; export the policy again"
+                f"the contract needs {numbers} {expected[value.name]}; export the policy again"
             )

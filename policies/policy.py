@@ -142,9 +142,7 @@ class Policy(nn.Module):
     def _actions(self, data: Tensor) -> Tensor:
         """Turn normal chunks ``(B, past + H, A)`` into actions ``(B, H, A)`` within the limits of the contract."""
         actions = self.normaliser.restore(ACTION, data[:, self.spec.past :])
-        low, high = (
-            torch.tensor(bound, device=data.device) for bound in (self.spec.action.low, self.spec.action.high)
-        )
+        low, high = (torch.tensor(bound, device=data.device) for bound in (self.spec.action.low, self.spec.action.high))
         return torch.minimum(torch.maximum(actions, low), high)
 
     @property

@@ -138,15 +138,20 @@ class Pilot:
         self.waiting, self.fault = waiting, fault
         return command
 
+    @property
+    def warning(self) -> str:
+        """Which parents of a composition are left out, since when and why; empty when all is well."""
+        return self._runner.warning
+
     def ages(self, now: float) -> dict[str, float]:
         """Return the age per input in seconds."""
         return {name: round(now - item.stamp, 4) for name, item in dict(self._inputs).items()}
 
     def report(self) -> dict[str, Any]:
-        """Return percentiles in ms of inference, hand-over and age of the chunk, and the parents' disagreement."""
+        """Return percentiles in ms of inference, hand-over and age of the chunk, and what is said of the parents."""
         samples = {"inference_ms": self._inferences, "delay_ms": self._delays, "chunk_age_ms": self._chunk_ages}
         timing = {name: Percentiles.of(1e3 * np.array(list(values)))._asdict() for name, values in samples.items()}
-        return {**timing, "disagreement": round(self._runner.disagreement, 4)}
+        return {**timing, "disagreement": round(self._runner.disagreement, 4), "warning": self.warning}
 
     def _observe(self, now: float) -> None:
         goal, odometry = self._fresh(GOAL, now), self._fresh(ODOMETRY, now)

@@ -16,7 +16,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import LaserScan
 from std_msgs.msg import String
 
-from policies.bundle import GRAPH, Bundle
+from policies.bundle import Bundle
 from policies.load import LOADER
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.loop import Loop
@@ -152,7 +152,7 @@ class PolicyNode(LifecycleNode):
 
     def _prepare(self, settings: PolicySettings) -> None:
         bundle = Bundle.load(settings.bundle)
-        spec, self._hash = bundle.spec, bundle.manifest.parts[GRAPH][:12]
+        spec, self._hash = bundle.spec, bundle.manifest.fingerprint
         self._require(bundle, settings)
         self._worker = InferenceWorker(settings.bundle, LOADER, spec, settings.warm_up)
         self._worker.wait_ready()
@@ -259,7 +259,9 @@ class PolicyNode(LifecycleNode):
             return shared.OK, self._state
         if pilot.fault:
             return shared.ERROR, pilot.fault
-        return (shared.WARNING, f"waiting: {pilot.waiting}") if pilot.waiting else (shared.OK, "commanding")
+        if pilot.waiting:
+            return shared.WARNING, f"waiting: {pilot.waiting}"
+        return (shared.WARNING, pilot.warning) if pilot.warning else (shared.OK, "commanding")
 
     def _values(self) -> dict[str, Any]:
         values: dict[str, Any] = {

@@ -20,6 +20,7 @@ TORCH_FREE = (
     "policies/spec.py",
     "policies/chunk.py",
     "policies/bundle.py",
+    "policies/manifest.py",
     "policies/network.py",
     "policies/archive.py",
 )

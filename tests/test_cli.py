@@ -67,7 +67,7 @@ def test_from_episodes_to_an_evaluated_bundle(tmp_path: Path) -> None:
     exported = step("export", "run", "-o", "policy.kfb")
     assert exported["max_error"] <= 1e-4
     report = step("eval", "policy.kfb", "run", "--episodes", "2", "--out", "report")
-    assert report["baselines"]["run"]["difference"]["mean"] == 0, "a bundle does what its run directory does"
+    assert report["baselines"]["run"]["difference"]["success"]["mean"] == 0, "a bundle does what its run directory does"
     assert report["baselines"]["expert"]["success"]["mean"] == 1.0
     assert (tmp_path / "report/paths.png").exists()
 

@@ -12,7 +12,7 @@ from parents import ACTIONS, CORNERS, POSE, diffusion, flow, request, seen_by
 
 import kinoflow
 from policies.bundle import Bundle
-from policies.composition import compose
+from policies.composition import Composition, compose
 from policies.export import export
 from policies.load import load_policy, load_trained
 from policies.norm import ACTION
@@ -51,6 +51,29 @@ def test_the_order_of_the_parents_and_nesting_do_not_matter() -> None:
     np.testing.assert_allclose(act(compose([c, a, b], [0.2, 0.5, 0.3])), flat, atol=1e-5)
     nested = compose([compose([a, b], [0.625, 0.375]), c], [0.8, 0.2])
     np.testing.assert_allclose(act(nested), flat, atol=1e-5)
+
+
+def test_a_consensus_inside_another_becomes_its_parents() -> None:
+    a, b, c = flow(0), flow(2), flow(3)
+    nested = compose([compose([a, b], [0.625, 0.375]), c], [0.8, 0.2]).head
+    assert isinstance(nested, Composition) and len(nested.policies) == 3
+    assert nested.config.weights == pytest.approx((0.5, 0.3, 0.2))
+    assert not any(isinstance(parent.head, Composition) for parent in nested.policies)
+
+
+def test_a_consensus_of_different_extents_stays_one_parent() -> None:
+    """Beyond the end of its shorter parent the other one speaks for both, which products of weights do not say."""
+    inner = compose([flow(0, horizon=12), flow(2, horizon=8)], [0.5, 0.5])
+    nested = compose([inner, flow(3, horizon=12)], [0.6, 0.4])
+    assert isinstance(nested.head, Composition) and len(nested.head.policies) == 2
+    assert isinstance(nested.head.policies[0].head, Composition)
+
+
+def test_averaged_chunks_are_no_field_to_compose() -> None:
+    averaged = compose([flow(0), flow(2)], [0.5, 0.5], level="action")
+    with pytest.raises(ContractError, match=r"Composition averages finished chunks in one step.*level='action'"):
+        compose([averaged, flow(3)], [0.5, 0.5])
+    assert act(compose([averaged, flow(3)], [0.5, 0.5], level="action")).shape == (8, 2)
 
 
 def test_the_estimate_is_the_weighted_sum_in_normal_units() -> None:

@@ -97,7 +97,14 @@ def test_a_run_says_what_it_was(tmp_path: Path, episodes: EpisodeFile) -> None:
     train(tmp_path, episodes)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["data_sha256"] == episodes.sha256
-    assert run["recipe"]["config"] == {"width": 32, "depth": 1, "heads": 2, "encoder_depth": 2, "patch": 6}
+    assert run["recipe"]["config"] == {
+        "width": 32,
+        "depth": 1,
+        "heads": 2,
+        "encoder_depth": 2,
+        "patch": 6,
+        "octaves": 4,
+    }
     assert run["packages"]["torch"].startswith("2.")
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 8

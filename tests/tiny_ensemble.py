@@ -29,7 +29,7 @@ SAMPLER = Sampler(3, (0.0, 0.25, 0.5, 1.0), 1.0)
 OFFSET, SCALE = (0.5, 0.0), (2.0, 1.0)
 FAIL, NAN, STALL = 10.0, 20.0, 30.0
 """What a parent that observes this does, instead of planning it."""
-TURNS = 60_000  # of the loop in which a parent stalls: several seconds
+TURNS = 120_000  # of the loop in which a parent stalls: seconds on any machine
 
 Members = dict[str, bytes]
 

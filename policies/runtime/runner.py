@@ -48,6 +48,8 @@ class Runner:
         """Time the policy took for the newest chunk, in seconds."""
         self.disagreement = 0.0
         """Between the parents of a composition at the newest chunk, in normal units; 0 for other policies."""
+        self.warning = ""
+        """Which parents of a composition are left out, since when and why; empty while all is well."""
         self._worker, self._buffer, self._rng = worker, buffer, rng
         self._period_s, self._latency_s = 1.0 / rate_hz, latency_s
         self._history = History(worker.spec)
@@ -122,7 +124,8 @@ class Runner:
             self._hand_over(result, now)
 
     def _hand_over(self, result: Result, now: float) -> None:
-        self.error, self.inference_s, self.disagreement = result.error, result.seconds, result.disagreement
+        self.error, self.inference_s = result.error, result.seconds
+        self.disagreement, self.warning = result.disagreement, result.warning
         if not self.error and not np.isfinite(result.actions).all():
             self.error = "the policy returned actions that are not finite; check its normalisation and its checkpoint"
         if not self.error:

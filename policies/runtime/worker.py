@@ -27,7 +27,7 @@ from policies.runtime.slot import HEADER_BYTES, Memory, Slot
 from policies.spec import Array, ChunkPolicy, ContractError, Observation, Spec
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_ERROR_BYTES = 1024
+_TEXT_BYTES = 1024
 _CLOSE_S = 1.0
 
 
@@ -65,6 +65,7 @@ class Result:
         seconds: Time the policy took.
         error: Message of the exception the policy raised, empty if it did not.
         disagreement: Between the parents of a composition, in normal units; 0 for other policies.
+        warning: Which parents of a composition are left out, since when and why; empty when all is well.
     """
 
     sequence: int
@@ -73,6 +74,7 @@ class Result:
     seconds: float
     error: str
     disagreement: float = 0.0
+    warning: str = ""
 
 
 class Worker(Protocol):
@@ -114,8 +116,9 @@ class InlineWorker:
         begin = time.perf_counter()
         actions = self._policy.act(request.observation, request.noise, request.committed, request.hold)
         seconds = time.perf_counter() - begin
-        doubt = getattr(self._policy, "disagreement", 0.0)
-        self._result = Result(self._sequence, request.stamp, np.array(actions, np.float32), seconds, "", doubt)
+        self._result = Result(
+            self._sequence, request.stamp, np.array(actions, np.float32), seconds, "", *_remarks(self._policy)
+        )
         return self._sequence
 
     def latest(self) -> Result | None:
@@ -256,15 +259,9 @@ class InferenceWorker:
         if not self._results.refresh():
             return None
         record = self._results.record
-        error = bytes(record["error"]).decode("utf-8", "ignore")
-        return Result(
-            int(record["request"]),
-            float(record["stamp"]),
-            record["actions"].copy(),
-            float(record["seconds"]),
-            error,
-            float(record["disagreement"]),
-        )
+        error, warning = (bytes(record[name]).decode("utf-8", "ignore") for name in ("error", "warning"))
+        stamp, seconds, doubt = (float(record[name]) for name in ("stamp", "seconds", "disagreement"))
+        return Result(int(record["request"]), stamp, record["actions"].copy(), seconds, error, doubt, warning)
 
     def close(self) -> None:
         """End the process, by force after one second. May be called again."""
@@ -283,28 +280,15 @@ class InferenceWorker:
 def _ask(spec: Spec) -> np.dtype:
     chunk = (spec.horizon, spec.action.dim)
     observation = np.dtype([(f.name, np.float32, (spec.history, *f.shape)) for f in spec.observations])
-    return np.dtype(
-        [
-            ("stamp", np.float64),
-            ("observation", observation),
-            ("noise", np.float32, spec.noise_shape),
-            ("committed", np.float32, chunk),
-            ("hold", np.float32, (spec.horizon,)),
-        ]
-    )
+    shapes = {"noise": spec.noise_shape, "committed": chunk, "hold": chunk[:1]}
+    arrays = [(name, np.float32, shape) for name, shape in shapes.items()]
+    return np.dtype([("stamp", np.float64), ("observation", observation), *arrays])
 
 
 def _answer(spec: Spec) -> np.dtype:
-    return np.dtype(
-        [
-            ("request", np.int64),
-            ("stamp", np.float64),
-            ("actions", np.float32, (spec.horizon, spec.action.dim)),
-            ("seconds", np.float64),
-            ("error", f"S{_ERROR_BYTES}"),
-            ("disagreement", np.float64),
-        ]
-    )
+    text, chunk = f"S{_TEXT_BYTES}", (spec.horizon, spec.action.dim)
+    numbers = [("request", np.int64), *((name, np.float64) for name in ("stamp", "seconds", "disagreement"))]
+    return np.dtype([*numbers, ("actions", np.float32, chunk), ("error", text), ("warning", text)])
 
 
 @contextlib.contextmanager
@@ -339,10 +323,11 @@ def _serve(
     try:
         policy = _load(path, loader, spec)
         seconds = _warm_up(policy, warm_up)
+        _limit_patience(policy, min(seconds))
     except Exception as error:
         greeting.send((_describe(error), 0.0))
         return
-    greeting.send(("", seconds))
+    greeting.send(("", seconds[-1]))
     while os.read(wake.fileno(), 4096):  # empty at the end: the parent closed the pipe
         if requests.refresh():
             _respond(policy, requests, results)
@@ -364,13 +349,24 @@ def _load(path: str, loader: str, spec: Spec) -> ChunkPolicy:
     return policy
 
 
-def _warm_up(policy: ChunkPolicy, count: int) -> float:
-    record = np.zeros(1, _ask(policy.spec))[0]
-    begin = time.perf_counter()
-    for _ in range(count):
+def _warm_up(policy: ChunkPolicy, count: int) -> list[float]:
+    """Seconds of ``count`` inferences on zeros, of one at least."""
+    record, times = np.zeros(1, _ask(policy.spec))[0], []
+    for _ in range(max(1, count)):
         begin = time.perf_counter()
         _act(policy, record)
-    return time.perf_counter() - begin
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def _limit_patience(policy: ChunkPolicy, seconds: float) -> None:
+    """From now on a composition goes on without parents that stall.
+
+    A chunk that comes within one action period costs the robot one more action of the previous chunk at most. Parents
+    that need longer than that when all is well get twice the ``seconds`` they need.
+    """
+    if hasattr(policy, "patience_s"):
+        policy.patience_s = max(policy.spec.dt, 2 * seconds)
 
 
 def _act(policy: ChunkPolicy, record: np.void) -> Array:
@@ -387,8 +383,14 @@ def _respond(policy: ChunkPolicy, requests: Slot, results: Slot) -> None:
     except Exception as error:
         result["actions"], result["error"] = 0.0, _describe(error).encode()
     result["seconds"] = time.perf_counter() - begin
-    result["disagreement"] = getattr(policy, "disagreement", 0.0)
+    result["disagreement"], warning = _remarks(policy)
+    result["warning"] = warning.encode()
     results.publish()
+
+
+def _remarks(policy: ChunkPolicy) -> tuple[float, str]:
+    """Disagreement and warning of a policy; those that are no composition need not have them."""
+    return getattr(policy, "disagreement", 0.0), getattr(policy, "warning", "")
 
 
 def _describe(error: Exception) -> str:

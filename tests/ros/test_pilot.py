@@ -38,6 +38,7 @@ class ToGoal:
     def __init__(self) -> None:
         self.seen: list[dict[str, Array]] = []
         self.scale = 1.0
+        self.warning = ""
 
     def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
         self.seen.append({name: value.copy() for name, value in observation.items()})
@@ -162,6 +163,13 @@ def test_actions_that_are_not_finite_are_a_fault(bench: Bench) -> None:
     assert None in commands and all(np.isfinite(c) for c in commands if c is not None)
     bench.policy.scale = 1.0
     assert bench.run(0.3)[-1] is not None
+
+
+def test_warning_of_the_policy_is_reported_beside_the_commands(bench: Bench) -> None:
+    assert (bench.pilot.warning, bench.pilot.report()["warning"]) == ("", "")
+    bench.policy.warning = "parent_1 is left out"
+    assert None not in bench.run(0.3) and bench.pilot.fault == ""
+    assert bench.pilot.warning == bench.pilot.report()["warning"] == "parent_1 is left out"
 
 
 def test_new_goal_drops_the_plan_towards_the_old_one(bench: Bench) -> None:

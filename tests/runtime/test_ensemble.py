@@ -20,7 +20,7 @@ from policies.runtime.ensemble import Ensemble
 from policies.runtime.worker import InferenceWorker, Request
 from policies.spec import Array, ContractError, Spec
 
-PATIENCE_S = 1.0  # of which the parent that answers needs a thousandth
+PATIENCE_S = 0.4  # of which the parent that answers needs a hundredth at most
 NAMES = ("parent_0 (Tiny)", "parent_1 (Tiny)")
 
 
@@ -77,8 +77,7 @@ def test_what_does_not_fit_is_named(ensemble: Ensemble) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="chooses cores with sched_setaffinity")
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 1), (1, 2)])
 def test_a_parent_that_stalls_is_left_out_until_it_is_back(index: int, count: int) -> None:
     values = [1.0, 3.0]
     with cores(count):
@@ -121,7 +120,7 @@ def test_without_any_parent_there_is_an_error_that_names_all_and_it_ends(ensembl
 
 def test_when_all_stall_there_is_an_error_until_one_is_back() -> None:
     ensemble = make()
-    ensemble.patience_s = 0.2
+    ensemble.patience_s = 0.1
     message = r"no parent answers.*parent_0 \(Tiny\).*no answer within.*parent_1 \(Tiny\).*no answer within"
     for _ in range(2):
         with pytest.raises(ContractError, match=message):
@@ -166,7 +165,8 @@ def test_threads_end_with_the_policy_also_when_one_is_stuck() -> None:
     ensemble.act(*request(1.0, STALL))
     del ensemble
     gc.collect()
-    assert threading.active_count() == before
+    while threading.active_count() > before:  # the test's time limit ends a wait in vain
+        time.sleep(0.01)
 
 
 def test_a_process_ends_in_order_while_a_parent_is_stuck() -> None:

@@ -165,9 +165,9 @@ class Scripted:
         result, self.result = self.result, None
         return result
 
-    def answer(self, number: int, value: float, error: str = "") -> None:
+    def answer(self, number: int, value: float, error: str = "", warning: str = "") -> None:
         actions = np.full((SPEC.horizon, SPEC.action.dim), value, np.float32)
-        self.result = Result(number, self.requests[number - 1].stamp, actions, 0.01, error)
+        self.result = Result(number, self.requests[number - 1].stamp, actions, 0.01, error, 0.0, warning)
 
 
 def test_error_of_the_policy_leaves_the_old_chunk_and_plans_again() -> None:
@@ -183,6 +183,18 @@ def test_error_of_the_policy_leaves_the_old_chunk_and_plans_again() -> None:
     worker.answer(3, 0.7)
     step(runner, 0.3)
     assert runner.error == "" and runner.inference_s == 0.01 and runner.delay_s == pytest.approx(0.1)
+
+
+def test_warning_of_the_policy_is_that_of_its_newest_chunk() -> None:
+    worker = Scripted()
+    runner, _ = make(worker=worker)
+    step(runner, 0.0)
+    worker.answer(1, 0.5, warning="parent_1 is left out")
+    command = step(runner, 0.1)
+    assert command is not None and (runner.warning, runner.error) == ("parent_1 is left out", "")
+    worker.answer(2, 0.5)
+    step(runner, 0.2)
+    assert runner.warning == ""
 
 
 def test_late_answer_to_an_old_goal_is_ignored() -> None:

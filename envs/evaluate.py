@@ -251,11 +251,12 @@ def _policy_driver(worker: Worker, env: World, seed: int, config: EvaluateConfig
 def as_text(report: Mapping[str, Any]) -> str:
     """A table for people: one line per driver."""
     head = f"{report['episodes']} episodes from seed {report['seed']}, {report['env']} {report.get('embodiment', '')}"
-    metrics = list(report["rows"][report["policy"]][0])[3:-1]
-    lines = [head.rstrip(), f"{'':<34} {'success (95 %)':<20} " + " ".join(metrics) + "  time_s"]
+    known = list(report["rows"][report["policy"]][0])[3:-1]
+    metrics = [metric for metric in known if not metric.endswith("_m")]  # lengths are in the JSON, a line is short
+    lines = [head.rstrip(), f"{'':<26} {'success (95 %)':<20} " + " ".join(metrics) + "  time_s"]
     for name, row in {report["policy"]: report, **report["baselines"]}.items():
         rate = row["success"]
         interval = f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
         figures = " ".join(f"{row[metric]:>{len(metric)}.3f}" for metric in metrics)
-        lines.append(f"{name[-34:]:<34} {interval:<20} {figures} {row['time_s']:>6.1f}")
+        lines.append(f"{name[-26:]:<26} {interval:<20} {figures} {row['time_s']:>6.1f}")
     return "\n".join(lines)

@@ -72,7 +72,7 @@ class Objective:
         self._parents, self._steps, self._loader, self._progress = parents, steps, loader, progress
         self._config = _evaluation(config)
         env = world(self._config)
-        self._name = env.objective
+        self.name = env.objective
         env.close()
 
     def __call__(self, weights: Sequence[Weights], episodes: int) -> list[float]:
@@ -88,7 +88,7 @@ class Objective:
         names = {choice: expression(self._parents, choice, self._steps) for choice in weights}
         rows, _ = run_all(list(names.values()), len(names), self._loader, config, self._progress)
         for choice, name in names.items():
-            self.scores.setdefault(choice, []).extend(row.value(self._name) for row in rows[name])
+            self.scores.setdefault(choice, []).extend(row.value(self.name) for row in rows[name])
         self.episodes += len(weights) * (end - begin)
 
 
@@ -166,7 +166,7 @@ def search(parents: Sequence[str], steps: int, loader: str, config: SearchConfig
         "parents": list(parents),
         "steps": steps,
         "method": config.method,
-        "objective": objective._name,
+        "objective": objective.name,
         "validation": {
             "seed": VALIDATION_SEED,
             "episodes_driven": objective.episodes,
@@ -177,7 +177,7 @@ def search(parents: Sequence[str], steps: int, loader: str, config: SearchConfig
         },
         "weights": chosen,
         "best_parent": parents[alone.index(1)],
-        **_report(found, objective._name, config),
+        **_report(found, objective.name, config),
     }
 
 

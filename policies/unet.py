@@ -56,7 +56,15 @@ class UNet(Head):
         return (predicted - noise).square().mean()
 
     def grid(self, steps: int) -> tuple[float, ...]:
-        """Every (T / steps)-th level of the table down to the least noisy one, then the data."""
+        """Every (T / steps)-th level of the table down to the least noisy one, then the data.
+
+        Raises:
+            ValueError: There are fewer levels than steps.
+        """
+        if steps > self.config.levels:
+            raise ValueError(
+                f"steps={steps}: the table has {self.config.levels} noise levels; take at most as many steps"
+            )
         levels = torch.arange(steps - 1, -1, -1) * (self.config.levels // steps)
         return (*self.path.level(levels.double()).tolist(), 1.0)
 

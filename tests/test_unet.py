@@ -1,5 +1,6 @@
 """The diffusion U-Net visits the levels of its table as the usual sampler does."""
 
+import pytest
 import torch
 from parents import CORNERS, diffusion, request
 from torch import Tensor, nn
@@ -18,6 +19,12 @@ def test_ten_steps_go_from_the_noisiest_visited_level_to_the_data() -> None:
     policy.head.network.register_forward_pre_hook(note)
     policy.act(*request(policy.spec))
     assert levels == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
+
+
+def test_more_steps_than_levels_are_refused() -> None:
+    assert diffusion(steps=100).grid[-1] == 1.0
+    with pytest.raises(ValueError, match="steps=101: the table has 100 noise levels"):
+        diffusion(steps=101)
 
 
 def test_its_data_stay_in_the_normal_range() -> None:

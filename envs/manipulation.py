@@ -39,6 +39,8 @@ PROPRIOCEPTION = (
 )
 POSES = Feature("object", (14,), "m, 1", "robot0_eef, world")
 OBJECT = {"Lift": Feature("object", (10,), "m, 1", "world"), "Can": POSES, "Square": POSES}
+SIDES = ("front_camera", "side_camera")  # they look along x and along y
+SIGHTINGS = tuple(Feature(f"{camera}_object", (6,), "m", "world") for camera in SIDES)
 IMAGES = tuple(Feature(f"{camera}_image", (3, *PICTURE), "1", camera) for camera in CAMERAS)
 
 
@@ -62,6 +64,10 @@ class ManipulationEnv(gymnasium.Env[Any, Array]):
     Args:
         task: ``"Lift"``, ``"Can"`` or ``"Square"``.
         images: Also observe pictures; a step then takes several times as long.
+        depth_error: Where it is not 0, two cameras see the object instead: ``front_camera_object`` and
+            ``side_camera_object``, its position (3,) and the way from the gripper to it (3,) in the world frame. Each
+            is exact but along its line of sight, x for the front and y for the side, where it is wrong by one number
+            for the whole episode, drawn with this standard deviation in m: complementary modalities.
         render_mode: ``"rgb_array"``, for tools that ask; `render` works either way. Pictures need an OpenGL library.
 
     Raises:
@@ -72,10 +78,13 @@ class ManipulationEnv(gymnasium.Env[Any, Array]):
     step_dt = 1 / POLICY_HZ
     execute, objective, noise = 8, "success", 0.1
 
-    def __init__(self, task: Task = "Lift", images: bool = False, render_mode: str | None = None) -> None:
+    def __init__(
+        self, task: Task = "Lift", images: bool = False, depth_error: float = 0.0, render_mode: str | None = None
+    ) -> None:
         if task not in TASKS:
             raise ValueError(f"unknown task '{task}'; choose one of {sorted(TASKS)}")
-        self.task, self.images, self.render_mode = task, images, render_mode
+        self.task, self.images, self.depth_error, self.render_mode = task, images, depth_error, render_mode
+        self._errors = np.zeros(2)
         self._arguments = {
             "robots": ["Panda"],
             "control_freq": int(POLICY_HZ),
@@ -85,7 +94,7 @@ class ManipulationEnv(gymnasium.Env[Any, Array]):
         }
         with legacy_seed(MODEL_SEED):
             self.simulation = _robosuite().make(TASKS[task], **self._arguments)
-        features = (OBJECT[task], *PROPRIOCEPTION, *(IMAGES if images else ()))
+        features = (*(SIGHTINGS if depth_error else (OBJECT[task],)), *PROPRIOCEPTION, *(IMAGES if images else ()))
         self.contract = Spec(features, ACTION, POLICY_HZ, history=1, horizon=1)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION.dim,))
         self.observation_space = gymnasium.spaces.Dict(
@@ -100,6 +109,7 @@ class ManipulationEnv(gymnasium.Env[Any, Array]):
         super().reset(seed=seed)
         with legacy_seed(int(self.np_random.integers(2**32))):
             self.simulation.reset()
+        self._errors = self.depth_error * self.np_random.standard_normal(2)
         self.time = 0.0
         self._settle()
         self._start = self._highest = float(self.object_pose[2])
@@ -185,12 +195,18 @@ class ManipulationEnv(gymnasium.Env[Any, Array]):
 
     def observe(self) -> dict[str, Array]:
         """Return the current observation."""
-        observed = {"object": np.array(self._sensed["object-state"], np.float32)}
-        observed |= {feature.name: np.array(self._sensed[feature.name], np.float32) for feature in PROPRIOCEPTION}
+        observed = self._sightings() if self.depth_error else {OBJECT[self.task].name: self._sensed["object-state"]}
+        observed |= {feature.name: self._sensed[feature.name] for feature in PROPRIOCEPTION}
+        observed = {name: np.array(value, np.float32) for name, value in observed.items()}
         for feature in IMAGES if self.images else ():
             picture = np.moveaxis(self._picture(feature.frame, PICTURE), -1, 0)
             observed[feature.name] = picture.astype(np.float32) / np.float32(255)
         return observed
+
+    def _sightings(self) -> dict[str, Array]:
+        seen = self.object_pose[:3] + np.eye(2, 3) * self._errors[:, None]
+        ways = seen - self._sensed["robot0_eef_pos"]
+        return {feature.name: np.concatenate(pair) for feature, *pair in zip(SIGHTINGS, seen, ways, strict=True)}
 
     def _info(self) -> dict[str, Any]:
         return {"success": self.success, **self.metrics}
@@ -245,4 +261,10 @@ def _robosuite() -> Any:
 
 
 for _task in TASKS:
-    gymnasium.register(f"kinoflow/{_task}-v0", entry_point="envs.manipulation:ManipulationEnv", kwargs={"task": _task})
+    for _id, _arguments in ((_task, {}), (f"{_task}Pixels", {"images": True})):
+        gymnasium.register(
+            f"kinoflow/{_id}-v0", "envs.manipulation:ManipulationEnv", kwargs={"task": _task, **_arguments}
+        )
+gymnasium.register(
+    "kinoflow/CanCameras-v0", "envs.manipulation:ManipulationEnv", kwargs={"task": "Can", "depth_error": 0.03}
+)

@@ -12,7 +12,8 @@ from gymnasium.utils.env_checker import check_env
 import envs  # noqa: F401 (registers the environments)
 from envs.collect import drivers
 
-IDS = sorted(name for name in registry if name.startswith("kinoflow/"))
+# environments that render what they observe have a test of their own: they need an OpenGL library and are slow
+IDS = sorted(name for name, spec in registry.items() if name.startswith("kinoflow/") and not spec.kwargs.get("images"))
 
 
 def make(name: str, **kwargs: Any) -> Any:

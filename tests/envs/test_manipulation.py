@@ -16,6 +16,7 @@ from envs.experts.manipulation import Expert
 from envs.manipulation import TASKS, TIME_LIMIT, ManipulationEnv
 
 needs_robosuite = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is not installed")
+PROPRIOCEPTION_NAMES = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 every_task = pytest.mark.parametrize("task", TASKS)
 
 RED_CUBE = """
@@ -59,6 +60,27 @@ def test_without_robosuite_the_remedy_is_named(name: str, monkeypatch: pytest.Mo
 def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown task 'Stack'"):
         ManipulationEnv("Stack")  # type: ignore[arg-type]
+
+
+@needs_robosuite
+def test_two_cameras_are_wrong_along_their_own_line_of_sight_only() -> None:
+    env = ManipulationEnv("Can", depth_error=0.03)
+    errors = []
+    for seed in range(40):
+        seen = env.reset(seed=seed)[0]
+        assert {*seen} == {"front_camera_object", "side_camera_object", *PROPRIOCEPTION_NAMES}
+        front, side = (seen[f"{camera}_camera_object"] for camera in ("front", "side"))
+        truth = env.object_pose[:3]
+        np.testing.assert_allclose(front[[1, 2]], truth[[1, 2]], atol=1e-6)
+        np.testing.assert_allclose(side[[0, 2]], truth[[0, 2]], atol=1e-6)
+        for sighting in (front, side):
+            np.testing.assert_allclose(sighting[3:], sighting[:3] - env.pose[:3], atol=1e-6)
+        errors.append((front[0] - truth[0], side[1] - truth[1]))
+    later = env.step(env.rest)[0]
+    np.testing.assert_allclose(later["front_camera_object"][0] - env.object_pose[0], errors[-1][0], atol=1e-6)
+    np.testing.assert_allclose(np.std(errors, 0), 0.03, rtol=0.3)
+    assert abs(np.corrcoef(np.transpose(errors))[0, 1]) < 0.4
+    assert {feature.name for feature in env.contract.observations} == {*seen}
 
 
 @needs_robosuite

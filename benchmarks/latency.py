@@ -136,7 +136,7 @@ def race(
 
 def _inputs(spec: Spec) -> tuple[Observation, Array, Array, Array]:
     rng = np.random.default_rng(0)
-    observation = {f.name: rng.uniform(-1, 1, (spec.history, *f.shape)).astype(np.float32) for f in spec.observations}
+    observation = {f.name: _draw(rng, f.dtype, (spec.samples(f), *f.shape)) for f in spec.observations}
     chunk = (spec.horizon, spec.action.dim)
     return (
         observation,
@@ -144,6 +144,10 @@ def _inputs(spec: Spec) -> tuple[Observation, Array, Array, Array]:
         np.zeros(chunk, np.float32),
         np.zeros(chunk[0], np.float32),
     )
+
+
+def _draw(rng: np.random.Generator, numbers: str, shape: tuple[int, ...]) -> Array:
+    return rng.integers(0, 256, shape, np.uint8) if numbers == "uint8" else rng.uniform(-1, 1, shape).astype(np.float32)
 
 
 def _seconds(policy: ChunkPolicy, *inputs: Any) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import numpy as np
 from envs.episodes import Episode, read_demos, write_episodes
 from envs.world import make, robot
 from policies.runtime.worker import one_numeric_thread
-from policies.spec import Array
+from policies.spec import Array, Spec
 
 NOISE_CORRELATION = 0.8  # per step of 0.1 s: pushes last about half a second
 SETTLE_STEPS = 10  # recorded after success, so that a policy learns to stay
@@ -83,14 +83,15 @@ def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
         if world.failed or (truncated and not settling):
             return None
         remaining -= int(settling)
-    return _episode(seed, rows)
+    return _episode(seed, rows, world.contract)
 
 
-def _episode(seed: int, rows: list[tuple[dict[str, Array], Array, Array, float, Array]]) -> Episode:
+def _episode(seed: int, rows: list[tuple[dict[str, Array], Array, Array, float, Array]], contract: Spec) -> Episode:
     observations, commands, executed, rewards, states = zip(*rows, strict=True)
+    seen = {f.name: observations[:1] if f.constant else observations for f in contract.observations}
     return Episode(
         seed=seed,
-        observations={name: np.stack([row[name] for row in observations]) for name in observations[0]},
+        observations={name: np.stack([row[name] for row in part]) for name, part in seen.items()},
         actions=np.stack(commands),
         executed=np.stack(executed),
         rewards=np.array(rewards, np.float32),

@@ -26,11 +26,11 @@ VALID_EVERY = 20  # every 20th episode is kept for validation
 
 @dataclass(frozen=True)
 class Episode:
-    """One recorded episode of T steps; arrays are float32 and in SI units.
+    """One recorded episode of T steps; arrays are float32 and in SI units, pictures and texts uint8.
 
     Args:
         seed: Seed the environment was reset with.
-        observations: ``{name: (T, *shape)}``.
+        observations: ``{name: (T, *shape)}``, ``(1, *shape)`` of what is constant.
         actions: ``(T, A)`` commands of the demonstrator.
         executed: ``(T, A)`` commands the robot received.
         rewards: ``(T,)``.
@@ -129,8 +129,9 @@ class EpisodeFile:
         env_id: Gymnasium id.
         env_kwargs: Arguments of the environment.
         sha256: Content hash, already verified.
-        observations: ``{name: (N, *shape)}``.
+        observations: ``{name: (N, *shape)}``, of what is constant one per episode.
         actions: ``(N, A)``.
+        episode: ``(N,)`` number of each step's episode.
         first: ``(N,)`` index of the first step of each step's episode.
         last: ``(N,)`` index of the last step of each step's episode.
         valid: ``(N,)`` bool, whether the step belongs to a validation episode.
@@ -142,6 +143,7 @@ class EpisodeFile:
     sha256: str
     observations: dict[str, Array]
     actions: Array
+    episode: Array
     first: Array
     last: Array
     valid: Array
@@ -152,11 +154,14 @@ class EpisodeFile:
         Before the begin of an episode its first observation is repeated, after its end its last action.
 
         Returns:
-            Observations ``{name: (B, history, *shape)}`` and actions ``(B, horizon, A)``.
+            Observations ``{name: (B, history, *shape)}``, ``(B, 1, *shape)`` of what is constant, and actions
+            ``(B, horizon, A)``.
         """
         past = np.maximum(steps[:, None] + np.arange(1 - history, 1), self.first[steps][:, None])
         ahead = np.minimum(steps[:, None] + np.arange(horizon), self.last[steps][:, None])
-        return {name: values[past] for name, values in self.observations.items()}, self.actions[ahead]
+        constant = {feature.name for feature in self.spec.observations if feature.constant}
+        rows = {name: self.episode[steps][:, None] if name in constant else past for name in self.observations}
+        return {name: values[rows[name]] for name, values in self.observations.items()}, self.actions[ahead]
 
 
 def select(episodes: list[Episode], which: str) -> list[Episode]:
@@ -223,6 +228,7 @@ def read_episodes(path: Path) -> EpisodeFile:
             for name in episodes[0].observations
         },
         actions=np.concatenate([episode.actions for episode in episodes]),
+        episode=np.repeat(np.arange(len(episodes)), lengths),
         first=np.repeat(ends - lengths, lengths),
         last=np.repeat(ends - 1, lengths),
         valid=np.repeat([name in valid_names for name in names], lengths),

@@ -3,9 +3,9 @@
 A bundle (suffix ``.kfb``) has these parts:
 
 * ``policy.onnx``: normalisation, the unrolled sampler and the hold guide in one graph. Inputs are the observations,
-  each ``(1, T_obs, *shape)``, then ``noise`` ``(1, past + H, A)``, ``committed`` ``(1, H, A)`` and ``hold`` ``(1, H)``;
-  the outputs are ``actions`` ``(1, H, A)`` in SI units and the ``disagreement`` ``(1,)`` between the parents of a
-  composition. Everything is float32.
+  each ``(1, T_obs, *shape)`` or, if constant, ``(1, 1, *shape)``, then ``noise`` ``(1, past + H, A)``, ``committed``
+  ``(1, H, A)`` and ``hold`` ``(1, H)``; the outputs are ``actions`` ``(1, H, A)`` in SI units and the ``disagreement``
+  ``(1,)`` between the parents of a composition. Everything but pictures and texts is float32.
 * Instead of it, for a composition of scores, ``encode.onnx`` and ``estimate.onnx`` of every parent. They run beside
   each other under the sampler of `policies.runtime.ensemble`, so that one that stalls does not stop the rest.
 * ``golden.npz``: one input and the output that was validated at export, replayed on every load.
@@ -45,7 +45,7 @@ from policies.manifest import (
     cpu_name,
     sha256,
 )
-from policies.network import Network, graph_inputs, graph_outputs
+from policies.network import Network, graph_inputs, graph_outputs, graph_types
 from policies.runtime.ensemble import Ensemble
 from policies.spec import Array, ContractError, Observation, Spec
 
@@ -172,7 +172,7 @@ class Bundle:
         """Say in a few lines what the policy observes, commands and costs."""
         m, spec = self.manifest, self.spec
         action = spec.action
-        seen = [f"  in   {f.name} {(spec.history, *f.shape)} [{f.unit}] in {f.frame}" for f in spec.observations]
+        seen = [f"  in   {f.name} {(spec.samples(f), *f.shape)} [{f.unit}] in {f.frame}" for f in spec.observations]
         rows = zip(action.names, action.low, action.high, action.units, strict=True)
         done = [f"  out  {name} {low:g} .. {high:g} [{unit}] in {action.frame}" for name, low, high, unit in rows]
         parents = [
@@ -232,7 +232,7 @@ def write_bundle(
         weights: ``policy.safetensors``.
         settings: ``policy.json``.
         spec: Contract of the policy.
-        golden: Every graph input and output, batch first, float32.
+        golden: Every graph input and output, batch first.
         name: The head's, as `policies.head.find_head` takes it.
         sampler: Steps and time grid.
         normalisation: Statistics per feature that the graphs apply.
@@ -306,11 +306,13 @@ def _read_golden(content: bytes, spec: Spec) -> dict[str, Array]:
             golden[member[:-4]] = np.load(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError, MemoryError) as error:
             raise BundleError(f"golden pair: {member} is not an array: {error}; export the policy again") from error
+    types = graph_types(spec)
     for name, shape in expected.items():
-        if golden[name].shape != shape or golden[name].dtype != np.float32:
+        numbers = types.get(name, "float32")
+        if golden[name].shape != shape or golden[name].dtype != numbers:
             raise BundleError(
                 f"golden pair: '{name}' is {golden[name].dtype} {golden[name].shape}, "
-                f"the contract needs float32 {shape}; export the policy again"
+                f"the contract needs {numbers} {shape}; export the policy again"
             )
     return golden
 

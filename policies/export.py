@@ -33,10 +33,10 @@ from policies.composition import Composition
 from policies.flow import Estimate
 from policies.head import head_name
 from policies.manifest import GRAPH, Consensus, Latency, Parent, Sampler, check_contract, parent_graphs
-from policies.network import STEP, Runnable, graph_inputs, graph_outputs, open_session
+from policies.network import STEP, Runnable, graph_inputs, graph_outputs, graph_types, open_session
 from policies.norm import ACTION
 from policies.policy import Policy
-from policies.spec import Array
+from policies.spec import Array, Feature
 
 CASES = 8
 TIMED_CALLS = 100
@@ -107,7 +107,8 @@ def _graphs(policy: Policy) -> tuple[dict[str, onnx.ModelProto], Consensus | Non
         for index in range(len(head.policies)):
             graphs |= zip(parent_graphs(index), _parent(head, index, policy.grid), strict=True)
         return graphs, _consensus(policy, head)
-    zeros = {name: torch.zeros(shape) for name, shape in examples.items()}
+    types = graph_types(policy.spec)
+    zeros = {name: _zeros(shape, types.get(name, "float32")) for name, shape in examples.items()}
     return {GRAPH: _trace(_Plan(policy), zeros, list(graph_outputs(policy.spec)))}, None
 
 
@@ -137,14 +138,18 @@ def _consensus(policy: Policy, head: Composition) -> Consensus:
 def _parent(head: Composition, index: int, grid: Sequence[float]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The two graphs of one parent."""
     parent = head.policies[index]
-    shapes = {f.name: (1, parent.spec.history, *f.shape) for f in parent.spec.observations}
     encode = _Encode(parent)
-    observation = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    seen = ((f, (1, parent.spec.samples(f), *f.shape)) for f in parent.spec.observations)
+    observation = {feature.name: _zeros(shape, feature.dtype) for feature, shape in seen}
     with torch.no_grad():
         context = {f"c{k}": leaf for k, leaf in enumerate(encode(*observation.values()))}
     asked = {**context, "x": torch.zeros(1, *head.spec.noise_shape), "t": torch.zeros(1)}
     estimate = _trace(_Estimate(head, index, encode.tree), asked, ["data", "noise"])
     return _trace(encode, observation, list(context)), _fold_time(estimate, grid)
+
+
+def _zeros(shape: tuple[int, ...], numbers: str) -> Tensor:
+    return torch.zeros(shape, dtype=getattr(torch, numbers))
 
 
 class _Encode(nn.Module):
@@ -271,7 +276,12 @@ def _case(plan: _Plan, rng: np.random.Generator, hold: Array) -> dict[str, Array
     def draw(feature: str, shape: tuple[int, ...]) -> Tensor:
         return policy.normaliser.restore(feature, torch.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32)))
 
-    tensors = {feature.name: draw(feature.name, shapes[feature.name]) for feature in policy.spec.observations}
+    def sense(feature: Feature) -> Tensor:
+        if feature.dtype == "uint8":
+            return torch.from_numpy(rng.integers(0, 256, shapes[feature.name], np.uint8))
+        return draw(feature.name, shapes[feature.name])
+
+    tensors = {feature.name: sense(feature) for feature in policy.spec.observations}
     tensors["noise"] = torch.from_numpy(rng.standard_normal(shapes["noise"], np.float32))
     tensors["committed"] = draw(ACTION, shapes["committed"])
     tensors["hold"] = torch.from_numpy(hold)[None]

@@ -7,6 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,19 @@ from policies.archive import BundleError
 from policies.spec import Array, ContractError, Observation, Spec
 
 OUTPUT, DISAGREEMENT = "actions", "disagreement"
-STEP = "step"  # the one input that is a whole number
+STEP = "step"
 
 
 def graph_inputs(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every graph input, in order."""
     chunk = (1, spec.horizon, spec.action.dim)
-    observations = {feature.name: (1, spec.history, *feature.shape) for feature in spec.observations}
+    observations = {feature.name: (1, spec.samples(feature), *feature.shape) for feature in spec.observations}
     return {**observations, "noise": (1, *spec.noise_shape), "committed": chunk, "hold": chunk[:2]}
+
+
+def graph_types(spec: Spec) -> dict[str, str]:
+    """Number type of every graph input that is not float32."""
+    return {feature.name: feature.dtype for feature in spec.observations if feature.dtype != "float32"}
 
 
 def graph_outputs(spec: Spec) -> dict[str, tuple[int, ...]]:
@@ -50,7 +56,9 @@ class Runnable(ABC):
         """How long a chunk may wait for the parents of a composition, in seconds; other policies wait for nobody."""
         names, shapes = [feature.name for feature in spec.observations], graph_inputs(spec)
         self._chunk_shapes = {name: shape[1:] for name, shape in shapes.items() if name not in names}
-        self._latest: tuple[Any, ...] = ({name: np.zeros(shapes[name][1:], np.float32) for name in names},)
+        types = graph_types(spec)
+        zeros = {name: np.zeros(shapes[name][1:], types.get(name, np.float32)) for name in names}
+        self._latest: tuple[Any, ...] = (zeros,)
         self._latest += tuple(np.zeros(shape, np.float32) for shape in self._chunk_shapes.values())
 
     def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
@@ -101,9 +109,12 @@ class Network(Runnable):
     def __init__(self, graph: bytes, spec: Spec, threads: int = 1) -> None:
         super().__init__(spec)
         self._session = open_session(graph, threads)
-        check_signature("input", self._session.get_inputs(), graph_inputs(spec))
+        types = graph_types(spec)
+        check_signature("input", self._session.get_inputs(), graph_inputs(spec), types)
         check_signature("output", self._session.get_outputs(), graph_outputs(spec))
-        self._buffers = {name: np.zeros(shape, np.float32) for name, shape in graph_inputs(spec).items()}
+        self._buffers = {
+            name: np.zeros(shape, types.get(name, np.float32)) for name, shape in graph_inputs(spec).items()
+        }
 
     def _plan(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
         inputs = {**observation, "noise": noise, "committed": committed, "hold": hold}
@@ -146,8 +157,9 @@ def bind(
     Raises:
         BundleError: The graph takes or returns something else.
     """
-    check_signature("input", session.get_inputs(), {name: array.shape for name, array in inputs.items()})
-    check_signature("output", session.get_outputs(), {name: array.shape for name, array in outputs.items()})
+    for kind, found, arrays in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
+        types = {name: str(array.dtype) for name, array in arrays.items()}
+        check_signature(kind, found, {name: array.shape for name, array in arrays.items()}, types)
     binding = session.io_binding()
     for put, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
         for name, array in arrays.items():
@@ -166,17 +178,28 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(item)
 
 
-def check_signature(kind: str, found: Sequence[Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_signature(
+    kind: str,
+    found: Sequence[Any],
+    expected: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Check the inputs or the outputs of a session.
 
+    Args:
+        kind: What they are, for messages.
+        found: As the session names them.
+        expected: Their shapes, in order.
+        types: Number types of those that are not float32.
+
     Raises:
-        BundleError: They are not the expected tensors in the expected order; all but `STEP` are float32.
+        BundleError: They are not the expected tensors in the expected order.
     """
     names = [value.name for value in found]
     if names != list(expected):
         raise BundleError(f"graph {kind}s are {names}, the contract needs {list(expected)} in this order; export again")
     for value in found:
-        numbers = "tensor(int64)" if value.name == STEP else "tensor(float)"
+        numbers = f"tensor({types.get(value.name, 'float32').replace('float32', 'float')})"
         if value.type != numbers or tuple(value.shape) != expected[value.name]:
             raise BundleError(
                 f"graph {kind} '{value.name}' is {value.type} {tuple(value.shape)}, "

@@ -16,6 +16,8 @@ ACTION = "action"
 class Normaliser(nn.Module):
     """Affine map per feature element, ``normal = (value - offset) / scale``; it is saved with the weights.
 
+    Pictures and texts, whose bytes have no unit, pass unchanged.
+
     Args:
         offset: ``{name: (*shape)}`` in the feature's unit.
         scale: ``{name: (*shape)}`` in the feature's unit, positive.
@@ -42,10 +44,11 @@ class Normaliser(nn.Module):
             ContractError: A feature of the contract has no samples, or there are samples of an unknown feature.
         """
         names = {feature.name for feature in spec.observations}
+        numbers = {feature.name for feature in spec.observations if feature.dtype == "float32"}
         if set(observations) != names:
             raise ContractError(f"samples are given for {sorted(observations)}, the contract has {sorted(names)}")
-        low = {name: torch.as_tensor(np.min(values, 0)) for name, values in observations.items()}
-        high = {name: torch.as_tensor(np.max(values, 0)) for name, values in observations.items()}
+        low = {name: torch.as_tensor(np.min(observations[name], 0)) for name in numbers}
+        high = {name: torch.as_tensor(np.max(observations[name], 0)) for name in numbers}
         low[ACTION], high[ACTION] = torch.tensor(spec.action.low), torch.tensor(spec.action.high)
         offset = {name: (low[name] + high[name]) / 2 for name in low}
         # A constant element keeps its unit: dividing by its range would blow up any later deviation.
@@ -55,7 +58,8 @@ class Normaliser(nn.Module):
     @classmethod
     def identity(cls, spec: Spec) -> Normaliser:
         """A normaliser with the contract's shapes that changes nothing, to be filled from a checkpoint."""
-        shapes = {feature.name: feature.shape for feature in spec.observations} | {ACTION: (spec.action.dim,)}
+        numbers = [feature for feature in spec.observations if feature.dtype == "float32"]
+        shapes = {feature.name: feature.shape for feature in numbers} | {ACTION: (spec.action.dim,)}
         return cls({k: torch.zeros(v) for k, v in shapes.items()}, {k: torch.ones(v) for k, v in shapes.items()})
 
     def normalise(self, name: str, value: Tensor) -> Tensor:
@@ -74,11 +78,12 @@ class Normaliser(nn.Module):
         Raises:
             ContractError: A feature is missing or unknown.
         """
-        if set(observation) != set(self.names) - {ACTION}:
+        numbers = {name for name, value in observation.items() if value.dtype != torch.uint8}
+        if numbers != set(self.names) - {ACTION}:
             raise ContractError(
                 f"got features {sorted(observation)}, the policy needs {sorted(set(self.names) - {ACTION})}"
             )
-        return {name: self.normalise(name, value) for name, value in observation.items()}
+        return {name: self.normalise(name, value) if name in numbers else value for name, value in observation.items()}
 
     def statistics(self) -> dict[str, dict[str, list[float]]]:
         """Offsets and scales as plain lists."""

@@ -101,7 +101,7 @@ class Policy(nn.Module):
             self.spec.check(observation)
 
         def stack(values: Iterable[Array]) -> Tensor:
-            return torch.from_numpy(np.stack([np.float32(value) for value in values]))
+            return _tensor(np.stack([*values]))
 
         observations, *rest = zip(*requests, strict=True)
         batch = {name: stack(seen[name] for seen in observations) for name in observations[0]}
@@ -130,8 +130,8 @@ class Policy(nn.Module):
             ValueError: The budget does not allow a single chunk.
         """
         self.spec.check(observation)
-        field = self.bind({name: torch.from_numpy(np.float32(value))[None] for name, value in observation.items()})
-        start = self._start(torch.from_numpy(np.float32(noise))[None])
+        field = self.bind({name: _tensor(value)[None] for name, value in observation.items()})
+        start = self._start(_tensor(noise)[None])
         found = rollover(field, lambda data: reward(self._actions(data)), start, self.grid, generator, budget)
         return found._replace(chunk=self._actions(found.chunk))
 
@@ -197,3 +197,8 @@ class Policy(nn.Module):
         except RuntimeError as error:
             raise ContractError(f"{WEIGHTS} of {owner} does not fit its {SETTINGS}: {error}") from error
         return policy.eval()
+
+
+def _tensor(values: Array) -> Tensor:
+    """A tensor of float32; bytes stay bytes."""
+    return torch.from_numpy(values if values.dtype == np.uint8 else np.float32(values))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -39,12 +39,16 @@ class Feature:
         shape: Shape of one sample, without batch and history.
         unit: SI unit of every element, for example ``"m"``.
         frame: REP-105 frame the values are expressed in, for example ``"base_link"``.
+        dtype: ``"float32"``, or ``"uint8"`` for pictures and the bytes of a text.
+        constant: Given once with the goal and the same until the next one: it has no history.
     """
 
     name: str
     shape: tuple[int, ...]
     unit: str
     frame: str
+    dtype: Literal["float32", "uint8"] = "float32"
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,24 +109,34 @@ class Spec:
         """Shape of the sample a chunk starts from: all actions the network plans."""
         return (self.past + self.horizon, self.action.dim)
 
+    def samples(self, feature: Feature) -> int:
+        """Number of samples of a feature the policy sees: T_obs, 1 of one that is constant."""
+        return 1 if feature.constant else self.history
+
     def check(self, observation: Observation) -> None:
-        """Check one observation with history, every array shaped ``(T_obs, *shape)``.
+        """Check one observation with history, every array shaped ``(T_obs, *shape)``, ``(1, *shape)`` if constant.
 
         Raises:
-            ContractError: A key is missing or unknown, a shape differs, or a value is not finite.
+            ContractError: A key is missing or unknown, a shape or type differs, or a value is not finite.
         """
         expected = {feature.name for feature in self.observations}
         if set(observation) != expected:
             raise ContractError(f"observation has keys {sorted(observation)}, the policy needs {sorted(expected)}")
         for feature in self.observations:
             value = observation[feature.name]
-            shape = (self.history, *feature.shape)
+            samples = self.samples(feature)
+            shape = (samples, *feature.shape)
             if value.shape != shape:
                 raise ContractError(
                     f"observation '{feature.name}' has shape {value.shape}, the policy needs {shape} "
-                    f"({self.history} samples of {feature.shape}, newest last)"
+                    f"({samples} samples of {feature.shape}, newest last)"
                 )
-            if not np.isfinite(value).all():
+            if feature.dtype == "uint8":
+                if value.dtype != np.uint8:
+                    raise ContractError(
+                        f"observation '{feature.name}' is {value.dtype}, the policy needs uint8: values 0 to 255"
+                    )
+            elif not np.isfinite(value).all():
                 raise ContractError(f"observation '{feature.name}' is not finite; check the sensor that provides it")
 
     def require(self, other: Spec) -> None:
@@ -137,7 +151,7 @@ class Spec:
         offered = {feature.name: feature for feature in other.observations}
         for feature in self.observations:
             found = offered.get(feature.name)
-            if found is None or _differs(feature, found, "shape", "unit", "frame"):
+            if found is None or _differs(feature, found, "shape", "unit", "frame", "dtype", "constant"):
                 raise ContractError(
                     f"observation '{feature.name}': the policy expects {feature}, "
                     f"the other side offers {found}; use the environment it was trained in"

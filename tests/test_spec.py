@@ -70,3 +70,25 @@ def test_every_difference_between_two_contracts_is_named(other: Spec, message: s
 def test_clipping_keeps_shape_and_limits() -> None:
     clipped = ACTION.clip(np.array([[9.0, -9.0], [0.1, 0.2]], np.float32))
     np.testing.assert_allclose(clipped, [[0.6, -1.0], [0.1, 0.2]], rtol=1e-6)
+
+
+CAMERA = Feature("camera", (3, 4, 4), "1", "head_camera", "uint8")
+TEXT = Feature("instruction", (6,), "1", "text", "uint8", constant=True)
+SEEING = dataclasses.replace(SPEC, observations=(CAMERA, TEXT))
+
+
+def test_pictures_are_bytes_and_constants_have_no_history() -> None:
+    seen = {"camera": np.zeros((3, 3, 4, 4), np.uint8), "instruction": np.zeros((1, 6), np.uint8)}
+    SEEING.check(seen)
+    assert Spec.from_json(SEEING.to_json()) == SEEING
+    with pytest.raises(ContractError, match=r"'instruction' has shape \(3, 6\), the policy needs \(1, 6\)"):
+        SEEING.check(seen | {"instruction": np.zeros((3, 6), np.uint8)})
+    with pytest.raises(ContractError, match="'camera' is float32, the policy needs uint8"):
+        SEEING.check(seen | {"camera": np.zeros((3, 3, 4, 4), np.float32)})
+
+
+def test_floats_do_not_stand_in_for_bytes_nor_a_sensor_for_a_constant() -> None:
+    for change in ({"dtype": "float32"}, {"constant": False}):
+        other = dataclasses.replace(SEEING, observations=(CAMERA, dataclasses.replace(TEXT, **change)))
+        with pytest.raises(ContractError, match="observation 'instruction'"):
+            SEEING.require(other)

@@ -94,10 +94,9 @@ class _Member:
         """When it is late with what it was asked."""
         self.encode_s = self.estimate_s = math.inf
         """Shortest times so far."""
-        shapes = {feature.name: feature.shape for feature in spec.observations}
-        self.observation = {
-            name: np.zeros((1, parent.history, *shapes[name]), np.float32) for name in parent.observations
-        }
+        features = {feature.name: feature for feature in spec.observations}
+        seen = (features[name] for name in parent.observations)
+        self.observation = {f.name: np.zeros((1, 1 if f.constant else parent.history, *f.shape), f.dtype) for f in seen}
         self.x, self.step = np.zeros((1, *spec.noise_shape), np.float32), np.zeros((), np.int64)
         self.estimate = np.zeros((2, *spec.noise_shape), np.float32)
         encode, estimate = parent_graphs(index)

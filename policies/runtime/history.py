@@ -23,8 +23,8 @@ class History:
         self._spec = spec
         length = (spec.history - 1) * _SLOTS_PER_STEP + 2
         self._stamps = np.zeros(length)
-        self._samples = {f.name: np.zeros((length, *f.shape), np.float32) for f in spec.observations}
-        self._window = {f.name: np.zeros((spec.history, *f.shape), np.float32) for f in spec.observations}
+        self._samples = {f.name: np.zeros((length, *f.shape), f.dtype) for f in spec.observations if not f.constant}
+        self._window = {f.name: np.zeros((spec.samples(f), *f.shape), f.dtype) for f in spec.observations}
         self._offsets = np.arange(1 - spec.history, 1) * spec.dt
         self.clear()
 
@@ -56,13 +56,16 @@ class History:
             return False
         where = self._slot()
         self._stamps[where] = stamp
-        for name, samples in self._samples.items():
-            samples[where] = observation[name]
+        for name, window in self._window.items():
+            if name in self._samples:
+                self._samples[name][where] = observation[name]
+            else:
+                window[0] = observation[name]
         self._empty = False
         return True
 
     def window(self) -> dict[str, Array]:
-        """Return ``(T_obs, *shape)`` float32 arrays, newest sample last; they are reused by the next call.
+        """Return ``(T_obs, *shape)`` arrays, newest sample last; they are reused by the next call.
 
         Raises:
             ContractError: No observation was added yet.
@@ -85,8 +88,8 @@ class History:
     def _check(self, observation: Observation, stamp: float) -> None:
         if not np.isfinite(stamp):
             raise ContractError(f"observation stamp is {stamp}, a finite time in seconds is needed; check the sensor")
-        if set(observation) != set(self._samples):
-            raise ContractError(f"observation has keys {sorted(observation)}, the policy needs {sorted(self._samples)}")
+        if set(observation) != set(self._window):
+            raise ContractError(f"observation has keys {sorted(observation)}, the policy needs {sorted(self._window)}")
         for feature in self._spec.observations:
             shape = np.shape(observation[feature.name])
             if shape != feature.shape:

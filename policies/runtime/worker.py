@@ -279,7 +279,7 @@ class InferenceWorker:
 
 def _ask(spec: Spec) -> np.dtype:
     chunk = (spec.horizon, spec.action.dim)
-    observation = np.dtype([(f.name, np.float32, (spec.history, *f.shape)) for f in spec.observations])
+    observation = np.dtype([(f.name, f.dtype, (spec.samples(f), *f.shape)) for f in spec.observations])
     shapes = {"noise": spec.noise_shape, "committed": chunk, "hold": chunk[:1]}
     arrays = [(name, np.float32, shape) for name, shape in shapes.items()]
     return np.dtype([("stamp", np.float64), ("observation", observation), *arrays])

@@ -145,3 +145,21 @@ def test_noise_is_executed_but_not_taught() -> None:
     assert calm is not None
     np.testing.assert_allclose(calm.executed, calm.actions, atol=1e-6)
     assert np.abs(calm.actions[-3:]).max() < 0.15, "an episode ends at rest"
+
+
+def test_what_is_constant_is_stored_once(tmp_path: Path) -> None:
+    video = Feature("video", (4, 3, 2, 2), "1", "head_camera", "uint8", constant=True)
+    spec = Spec((*SPEC.observations, video), SPEC.action, 10.0, 1, 1)
+    episodes = []
+    for index in range(3):
+        plain = episode(index, 5 + index)
+        film = np.full((1, 4, 3, 2, 2), index, np.uint8)
+        episodes.append(Episode(index, {**plain.observations, "video": film}, *list(vars(plain).values())[2:]))
+    write_episodes(tmp_path / "videos.hdf5", episodes, "kinoflow/Nav-v0", {}, spec)
+    file = read_episodes(tmp_path / "videos.hdf5")
+    assert file.observations["video"].shape == (3, 4, 3, 2, 2) and file.observations["video"].dtype == np.uint8
+    seen, _ = file.windows(np.array([0, 4, 5, 17]), history=2, horizon=4)
+    spec_of_policy = Spec(spec.observations, spec.action, 10.0, 2, 4)
+    for row, owner in enumerate((0, 0, 1, 2)):
+        spec_of_policy.check({name: values[row] for name, values in seen.items()})
+        assert (seen["video"][row] == owner).all()

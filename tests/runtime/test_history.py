@@ -78,3 +78,17 @@ def test_wrong_observations_are_refused_by_name() -> None:
     with pytest.raises(ContractError, match="stamp is nan"):
         history.add(goal(1.0), float("nan"))
     assert history.newest is None
+
+
+def test_constants_are_kept_once_and_bytes_stay_bytes() -> None:
+    action = ActionSpec(("vx",), ("m/s",), "base_link", (-1.0,), (1.0,))
+    camera = Feature("camera", (3, 2, 2), "1", "head_camera", "uint8")
+    video = Feature("video", (4, 3, 2, 2), "1", "head_camera", "uint8", constant=True)
+    history = History(Spec((camera, video), action, 10.0, 2, 8))
+    for step in range(3):
+        picture = np.full((3, 2, 2), 100 + step, np.uint8)
+        history.add({"camera": picture, "video": np.full((4, 3, 2, 2), 200 + step, np.uint8)}, 0.1 * step)
+    window = history.window()
+    history._spec.check(window)
+    assert window["camera"][:, 0, 0, 0].tolist() == [101, 102]
+    assert window["video"].shape == (1, 4, 3, 2, 2) and (window["video"] == 202).all()

@@ -1,6 +1,6 @@
 """Draws the figures of docs/composition.md.
 
-Run: python docs/composition_figures.py docs/results/compose_pusht.json docs
+Run: python docs/composition_figures.py docs docs/results/compose_pusht.json docs/results/compose_cameras.json
 """
 
 from __future__ import annotations
@@ -89,10 +89,16 @@ def fields(path: Path) -> None:
     figures.save(figure, path)
 
 
-def weights(report: dict[str, Any], path: Path) -> None:
-    """Validation score against the weight of the first parent, and what unseen episodes said."""
+def weights(reports: Sequence[dict[str, Any]], path: Path) -> None:
+    """Per report validation score against the weight of the first parent, and what unseen episodes said."""
+    figure, axes = figures._axes(11, 3.6 * len(reports), 2, len(reports))
+    for report, left, right in zip(reports, axes[::2], axes[1::2], strict=True):
+        _row(report, left, right)
+    figures.save(figure, path)
+
+
+def _row(report: dict[str, Any], left: Any, right: Any) -> None:
     scores = [entry for entry in report["validation"]["scores"] if len(entry["weights"]) == 2]
-    figure, (left, right) = figures._axes(11, 3.6, 2)
     left.errorbar(
         [entry["weights"][0] for entry in scores],
         [entry["mean"] for entry in scores],
@@ -102,6 +108,7 @@ def weights(report: dict[str, Any], path: Path) -> None:
         capsize=3,
     )
     left.axvline(report["weights"][0], color="#c0392b", lw=1, ls="--")
+    left.set_title(report["env"], loc="left")
     left.set(xlabel="weight of parent 1", ylabel=f"{report['objective']}, validation episodes, 95 %")
     gaps = {arm: figures_of["difference"] for arm, figures_of in report["arms"].items() if "difference" in figures_of}
     for row, gap in enumerate(gaps.values()):
@@ -111,18 +118,17 @@ def weights(report: dict[str, Any], path: Path) -> None:
     right.set(yticks=range(len(gaps)), xlabel=f"composition minus this, {report['episodes']} unseen episodes, 95 %")
     right.set_yticklabels(list(gaps), fontsize=8)
     right.invert_yaxis()
-    figures.save(figure, path)
 
 
-def main(report: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
+def main(out: tyro.conf.Positional[Path], reports: tyro.conf.Positional[list[Path]]) -> None:
     """Draw both figures.
 
     Args:
-        report: Report of ``kinoflow compose --search --report``.
         out: Folder for composition_fields.png and composition_weights.png.
+        reports: Reports of ``kinoflow compose --search --report``.
     """
     fields(out / "composition_fields.png")
-    weights(json.loads(report.read_text()), out / "composition_weights.png")
+    weights([json.loads(report.read_text()) for report in reports], out / "composition_weights.png")
 
 
 if __name__ == "__main__":

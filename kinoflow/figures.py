@@ -16,16 +16,16 @@ from policies.files import replace_file
 COLOURS = {"policy": "#1b6ca8", "expert": "#2a9d5c", "straight line": "#d98324", "standing still": "#8a8f98"}
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    for axis in axes[0]:
+    figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes[0]
+    return figure, axes.ravel()
 
 
 def draw_scene(axis: Any, report: Mapping[str, Any], seed: int) -> None:

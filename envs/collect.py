@@ -70,6 +70,7 @@ def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
     scale = rng.uniform(0, world.noise if noise is None else noise) * (np.array(action.high) - np.array(action.low)) / 2
     push = np.zeros(action.dim)
     rows: list[tuple[dict[str, Array], Array, Array, float, Array]] = []
+    constants = {feature.name for feature in world.contract.observations if feature.constant}
     remaining = SETTLE_STEPS
     while remaining:
         command = expert.command()
@@ -79,7 +80,7 @@ def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
         state = world.state
         following, reward, _, truncated, _ = world.step(executed)
         rows.append((observation, command, executed, float(reward), state))
-        observation = following
+        observation = {name: value for name, value in following.items() if name not in constants}
         if world.failed or (truncated and not settling):
             return None
         remaining -= int(settling)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import gymnasium
 import mujoco
 import numpy as np
 
-from envs.bodies import CONTROL_DT, PHYSICS_DT, SCENE_GROUP, VISUAL_GROUP, Body, DroneBody, WheeledBody
-from envs.rooms import sample_room
+from envs.bodies import (
+    COLLISION_GROUP,
+    CONTROL_DT,
+    PHYSICS_DT,
+    SCENE_GROUP,
+    VISUAL_GROUP,
+    Body,
+    DroneBody,
+    WheeledBody,
+)
+from envs.pictures import SceneRenderer
+from envs.rooms import Room, sample_room
 from policies.spec import Array, ContractError, Feature, Spec
 
 Embodiment = Literal["wheeled", "drone", "g1"]
@@ -23,6 +33,7 @@ GOAL_SPEED = 0.1  # m/s
 STRIDE = 1.0  # s, velocities are means over one stride of a walking robot: its sway is as large as its speed
 POLICY_HZ = 10.0
 TIME_LIMIT = 60.0  # s
+FILM_SIZE = (480, 640)  # pixels
 
 
 def _g1(render: bool) -> Body:
@@ -57,6 +68,7 @@ class NavEnv(gymnasium.Env[Any, Array]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own convention)
     COMMAND: ClassVar[dict[str, float]] = {"step_hz": 50.0}
     execute, objective, noise = 1, "success", 0.35
+    radius: ClassVar[float] = GOAL_RADIUS
 
     def __init__(
         self, embodiment: Embodiment = "wheeled", step_hz: float = POLICY_HZ, render_mode: str | None = None
@@ -76,17 +88,9 @@ class NavEnv(gymnasium.Env[Any, Array]):
         low, high = np.array((self.body.action.low, self.body.action.high), np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
         self.observation_space = gymnasium.spaces.Dict(
-            {
-                feature.name: gymnasium.spaces.Box(
-                    0.0 if feature.name == "scan" else -np.inf,
-                    SCAN_RANGE if feature.name == "scan" else np.inf,
-                    feature.shape,
-                    np.float32,
-                )
-                for feature in self.contract.observations
-            }
+            {feature.name: _space(feature) for feature in self.contract.observations}
         )
-        self._renderer: mujoco.Renderer | None = None
+        self._renderer: SceneRenderer | None = None
 
     def _contract(self) -> Spec:
         action = self.body.action
@@ -106,30 +110,36 @@ class NavEnv(gymnasium.Env[Any, Array]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
         super().reset(seed=seed)
-        self.room = sample_room(self.np_random, (0.6, 1.6) if self._flies else (0.0, 0.0))
+        self.room = self._sample(options or {})
         self._build()
         self.goal = np.array(self.room.goal)
         self.time = 0.0
         self.travelled = 0.0
         self.collision = False
-        x, y, yaw = self.room.start
-        self.body.reset(self.model, self.data, x, y, yaw)
-        mujoco.mj_forward(self.model, self.data)
+        self._place()
         strides = round(STRIDE / CONTROL_DT)
         self._trail = np.tile(self.pose[:3], (strides + 1, 1))
         self._twists = np.zeros((strides, self.body.action.dim))
         return self.observe(), self._info()
 
-    def _build(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-        spec = mujoco.MjSpec()
+    def _sample(self, options: Mapping[str, Any]) -> Room:
+        return sample_room(self.np_random, (0.6, 1.6) if self._flies else (0.0, 0.0))
+
+    def _place(self) -> None:
+        x, y, yaw = self.room.start
+        self.body.reset(self.model, self.data, x, y, yaw)
+        mujoco.mj_forward(self.model, self.data)
+
+    def _furnish(self, spec: mujoco.MjSpec) -> None:
         self.room.add_to(spec)
         self.body.add_to(spec)
         spec.option.timestep = PHYSICS_DT
         if self.render_mode:
-            spec.visual.global_.offwidth, spec.visual.global_.offheight = 640, 480
+            spec.visual.global_.offheight, spec.visual.global_.offwidth = FILM_SIZE
+
+    def _build(self) -> None:
+        spec = mujoco.MjSpec()
+        self._furnish(spec)
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self._robot = self.model.geom_bodyid > 0
@@ -177,7 +187,7 @@ class NavEnv(gymnasium.Env[Any, Array]):
     @property
     def success(self) -> bool:
         """Whether the robot rests at the goal."""
-        return not self.failed and self.distance < GOAL_RADIUS and self.speed < GOAL_SPEED
+        return not self.failed and self.distance < self.radius and self.speed < GOAL_SPEED
 
     @property
     def failed(self) -> bool:
@@ -260,21 +270,16 @@ class NavEnv(gymnasium.Env[Any, Array]):
 
     def render(self) -> Array:
         """Return a ``(480, 640, 3)`` uint8 picture from a camera that follows the robot."""
-        if self._renderer is None:
-            self._renderer = _renderer(self.model)
         x, y, _, yaw = self.pose
         camera = mujoco.MjvCamera()
         camera.lookat[:] = (x, y, 0.6)
         camera.distance, camera.elevation, camera.azimuth = 4.0, -35.0, np.degrees(yaw)
-        option = mujoco.MjvOption()
-        mesh = self.embodiment == "g1"
-        option.geomgroup[:] = 0
-        option.geomgroup[[SCENE_GROUP, VISUAL_GROUP]] = 1
-        option.geomgroup[3] = not mesh
-        self._renderer.update_scene(self.data, camera, option)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._renderer.scene.flags[int(flag)] = 0  # a software rasteriser spends most of its time on these
-        return self._renderer.render()
+        shape = VISUAL_GROUP if self.embodiment == "g1" else COLLISION_GROUP
+        return self._shoot(self.data, camera, (SCENE_GROUP, VISUAL_GROUP, shape), FILM_SIZE)
+
+    def _shoot(self, *view: Any, **kwargs: Any) -> Array:
+        self._renderer = self._renderer or SceneRenderer()
+        return self._renderer.shoot(self.model, *view, **kwargs)
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -282,14 +287,11 @@ class NavEnv(gymnasium.Env[Any, Array]):
             self._renderer = None
 
 
-def _renderer(model: mujoco.MjModel) -> mujoco.Renderer:
-    try:
-        return mujoco.Renderer(model, 480, 640)
-    except Exception as error:  # MuJoCo raises whatever its OpenGL loader raises
-        raise RuntimeError(
-            f"no picture can be rendered ({error}); on Debian or Ubuntu: apt-get install libegl1 libgl1, "
-            "then set MUJOCO_GL=egl before starting Python"
-        ) from error
+def _space(feature: Feature) -> gymnasium.spaces.Box:
+    if feature.dtype == "uint8":
+        return gymnasium.spaces.Box(0, 255, feature.shape, np.uint8)
+    low, high = (0.0, SCAN_RANGE) if feature.name == "scan" else (-np.inf, np.inf)
+    return gymnasium.spaces.Box(low, high, feature.shape, np.float32)
 
 
 gymnasium.register("kinoflow/Nav-v0", entry_point="envs.nav:NavEnv")

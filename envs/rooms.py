@@ -152,6 +152,11 @@ class Routes:
         """Whether the goal can be reached from a ``(2,)`` point."""
         return bool(np.isfinite(self._cost[self._map.cell(point)]))
 
+    def nearest(self, points: Array) -> Array | None:
+        """That of ``(N, 2)`` points with the cheapest route, None if the goal can be reached from none."""
+        costs = [self._cost[self._map.cell(point)] for point in points]
+        return points[int(np.argmin(costs))] if np.isfinite(min(costs, default=np.inf)) else None
+
     def path(self, point: Array) -> Array:
         """Waypoints ``(N, 2)`` from near ``point`` to the goal, one per cell, the goal itself last.
 

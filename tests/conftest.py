@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+import envs  # noqa: F401 (decides how MuJoCo renders, before MuJoCo is loaded)
+
 torch.set_num_threads(1)  # tests run beside each other and their networks are small
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("kinoflow", "ros_nodes", "policies", "envs", "benchmarks")
+PACKAGES = ("kinoflow", "ros_nodes", "planners", "policies", "envs", "benchmarks")
 MAY_IMPORT = {
     "policies": {"policies"},
     "envs": {"envs", "policies"},
-    "ros_nodes": {"ros_nodes", "envs", "policies"},
-    "kinoflow": {"kinoflow", "ros_nodes", "envs", "policies", "benchmarks"},
-    "benchmarks": {"benchmarks", "envs", "policies"},
+    "planners": {"planners", "policies"},
+    "ros_nodes": {"ros_nodes", "planners", "envs", "policies"},
+    "kinoflow": {"kinoflow", "ros_nodes", "planners", "envs", "policies", "benchmarks"},
+    "benchmarks": {"benchmarks", "planners", "envs", "policies"},
 }
 TORCH_FREE = (
     "policies/spec.py",
@@ -23,6 +24,8 @@ TORCH_FREE = (
     "policies/manifest.py",
     "policies/network.py",
     "policies/archive.py",
+    "policies/senses.py",
+    "policies/dis.py",
 )
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

@@ -1,0 +1,1 @@
+"""Planning above the policy. Nothing is imported here: submodules load on demand."""

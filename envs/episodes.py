@@ -8,9 +8,11 @@ the demonstrator commands, ``executed`` what the robot received: the same plus i
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,26 +91,51 @@ def write_episodes(
         env_kwargs: Arguments the environment was made with.
         spec: Contract of the environment.
         robomimic: ``env_args`` and ``model_file`` of a simulator that robomimic knows.
+
+    Raises:
+        ContractError: An episode does not fit the contract, or a value is not finite.
     """
+    for index, episode in enumerate(episodes):
+        _check(episode, spec, f"{path}: episode {index}")
     environment = {"env_name": env_id, "env_kwargs": env_kwargs}
     known = robomimic or {"env_args": json.dumps({**environment, "type": 2})}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with h5py.File(part, "w") as file:
-        data = file.create_group("data")
-        data.attrs["total"] = sum(map(len, episodes))
-        data.attrs["env_args"], data.attrs["environment"] = known["env_args"], json.dumps(environment)
-        data.attrs["contract"] = json.dumps(spec.to_json())
-        data.attrs["sha256"] = content_hash(episodes)
-        for index, episode in enumerate(episodes):
-            group = data.create_group(f"demo_{index}")
-            _write_episode(group, episode, spec)
-            if "model_file" in known:
-                group.attrs["model_file"] = known["model_file"]
-        for name, wanted in (("train", False), ("valid", True)):
-            chosen = [i for i in range(len(episodes)) if (i % VALID_EVERY == VALID_EVERY - 1) == wanted]
-            file[f"mask/{name}"] = np.array([f"demo_{i}" for i in chosen], dtype="S16")
-    os.replace(part, path)
+    try:
+        with h5py.File(part, "w") as file:
+            _write(file, episodes, environment, known, spec)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check(episode: Episode, spec: Spec, owner: str) -> None:
+    """Check an episode as if it were one observation with as long a history."""
+    try:
+        dataclasses.replace(spec, history=len(episode)).check(episode.observations)
+    except ContractError as error:
+        raise ContractError(f"{owner}: {error}") from error
+    for name in ("actions", "executed", "rewards", "states"):
+        if not np.isfinite(getattr(episode, name)).all():
+            raise ContractError(f"{owner}: '{name}' is not finite; leave the episode out")
+
+
+def _write(
+    file: h5py.File, episodes: list[Episode], environment: dict[str, Any], known: Mapping[str, str], spec: Spec
+) -> None:
+    data = file.create_group("data")
+    data.attrs["total"] = sum(map(len, episodes))
+    data.attrs["env_args"], data.attrs["environment"] = known["env_args"], json.dumps(environment)
+    data.attrs["contract"] = json.dumps(spec.to_json())
+    data.attrs["sha256"] = content_hash(episodes)
+    for index, episode in enumerate(episodes):
+        group = data.create_group(f"demo_{index}")
+        _write_episode(group, episode, spec)
+        if "model_file" in known:
+            group.attrs["model_file"] = known["model_file"]
+    for name, wanted in (("train", False), ("valid", True)):
+        chosen = [i for i in range(len(episodes)) if (i % VALID_EVERY == VALID_EVERY - 1) == wanted]
+        file[f"mask/{name}"] = np.array([f"demo_{i}" for i in chosen], dtype="S16")
 
 
 def _write_episode(group: h5py.Group, episode: Episode, spec: Spec) -> None:
@@ -180,7 +207,10 @@ def select(episodes: list[Episode], which: str) -> list[Episode]:
 
 
 def _demo_names(data: h5py.Group) -> list[str]:
-    return sorted(data, key=lambda name: int(name.split("_")[1]))
+    odd = [name for name in data if not re.fullmatch(r"demo_\d+", name)]
+    if odd:
+        raise ContractError(f"the group data/{odd[0]} is no episode, whose names are demo_0, demo_1, ...")
+    return sorted(data, key=lambda name: int(name.removeprefix("demo_")))
 
 
 def read_demos(path: Path) -> list[Episode]:
@@ -211,7 +241,7 @@ def read_episodes(path: Path) -> EpisodeFile:
             environment = json.loads(data.attrs["environment"])
             valid_names = {name.decode() for name in file["mask/valid"]}
             expected = str(data.attrs["sha256"])
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ContractError(f"{path} is not a kinoflow episode file ({error}); collect it again") from error
     found = content_hash(episodes)
     if found != expected:

@@ -29,6 +29,9 @@ FEATURES = (
 )
 PIXELS = Feature("pixels", (3, 96, 96), "1", "camera")
 
+RECORDED = ("state", "action")
+"""Arrays of the public human demonstrations, besides the pictures ``img``."""
+
 # Corners of the two bars of the T in the frame of the block, in the order of gym-pusht's key points.
 CORNERS = np.array([[-60, 0], [60, 0], [60, 30], [-60, 30], [-15, 30], [15, 30], [15, 120], [-15, 120]], float)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,19 @@ import numpy as np
 from policies.spec import Array, ContractError
 
 
-def read_replay_buffer(path: Path) -> list[dict[str, Array]]:
+def read_replay_buffer(path: Path, names: Sequence[str]) -> list[dict[str, Array]]:
     """Read the episodes of a replay buffer: ``data/<name>`` (N, ...) cut at ``meta/episode_ends``.
 
     Args:
         path: Folder of the zarr store.
+        names: The arrays to read.
 
     Returns:
         One ``{name: (T, ...)}`` per episode.
 
     Raises:
         ImportError: The zarr package is not installed.
-        ContractError: There is no such store or its arrays do not fit each other.
+        ContractError: There is no such store, it lacks an array, or its arrays do not fit each other.
     """
     try:
         import zarr
@@ -30,10 +32,12 @@ def read_replay_buffer(path: Path) -> list[dict[str, Array]]:
         raise ContractError(f"{path} is no zarr store; give the folder that holds data/ and meta/")
     root = zarr.open(str(path), "r")
     try:
-        arrays = {name: values[:] for name, values in root["data"].arrays()}
+        arrays = {name: root["data"][name][:] for name in names}
         ends = np.asarray(root["meta/episode_ends"][:], int)
     except KeyError as error:
-        raise ContractError(f"{path} is no replay buffer: {error} is missing") from error
+        raise ContractError(
+            f"{path} is no replay buffer of this kind: {error} is missing; it needs data/{', data/'.join(names)}"
+        ) from error
     lengths = {name: len(values) for name, values in arrays.items()}
     increasing = len(ends) > 0 and np.all(np.diff(np.concatenate([[0], ends])) > 0)
     if not increasing or {*lengths.values()} != {int(ends[-1])}:

@@ -47,6 +47,7 @@ from policies.manifest import (
 )
 from policies.network import Network, graph_inputs, graph_outputs, graph_types
 from policies.runtime.ensemble import Ensemble
+from policies.senses import outer, sense
 from policies.spec import Array, ContractError, Observation, Spec
 
 __all__ = [
@@ -84,7 +85,7 @@ class Bundle:
     """
 
     def __init__(self, manifest: Manifest, graphs: Mapping[str, bytes], threads: int = 1) -> None:
-        self.manifest, self.spec = manifest, manifest.spec
+        self.manifest, self.spec = manifest, outer(manifest.spec)
         self.path: Path | None = None
         """Where it was loaded from."""
         self._policy = open_graphs(graphs, manifest.spec, manifest.sampler, manifest.consensus, threads)
@@ -114,6 +115,9 @@ class Bundle:
         Raises:
             ContractError: An input does not fit, the actions are not finite, or no parent of a composition answers.
         """
+        if self.spec != self._policy.spec:
+            self.spec.check(observation)
+            observation = sense(self._policy.spec, observation)
         return self._policy.act(observation, noise, committed, hold)
 
     def warm_up(self, n: int) -> None:
@@ -155,8 +159,8 @@ class Bundle:
         return bundle
 
     def _replay(self, golden: Mapping[str, Array]) -> None:
-        observation = {feature.name: golden[feature.name][0] for feature in self.spec.observations}
-        actions = self.act(observation, *(golden[name][0] for name in ("noise", "committed", "hold")))
+        observation = {feature.name: golden[feature.name][0] for feature in self.manifest.spec.observations}
+        actions = self._policy.act(observation, *(golden[name][0] for name in ("noise", "committed", "hold")))
         if self.warning:
             raise BundleError(f"golden pair: {self.warning}; export again")
         outputs = (actions, np.array(self.disagreement))

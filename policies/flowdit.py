@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from policies.flow import Estimate, from_velocity
 from policies.head import Head
 from policies.nets.dit import Context, DiT, EncoderBlock
-from policies.spec import Spec
+from policies.nets.text import TextEncoder
+from policies.nets.vision import TinyEncoder
+from policies.spec import Feature, Spec
+
+REGIONS = 3  # per side of a picture that are told apart
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,38 @@ class VectorTokens(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(1, size // self.patch, width))
 
     def forward(self, history: Tensor) -> Tensor:
+        history = history.flatten(2)
         batch, steps, size = history.shape
         patches = history.reshape(batch, steps, size // self.patch, self.patch).transpose(1, 2).flatten(2)
         return self.mlp(fourier(patches, self.octaves)) + self.position
+
+
+class PictureTokens(nn.Module):
+    """Turns pictures ``(B, T_obs, ..., 3, S, S)`` uint8, or videos, into one token each, ``(B, N, width)``."""
+
+    def __init__(self, shape: tuple[int, ...], history: int, width: int) -> None:
+        super().__init__()
+        self.encoder = TinyEncoder(shape[-1])
+        side = shape[-1] // 16
+        self.pool = nn.AdaptiveAvgPool2d(REGIONS) if side % REGIONS else nn.AvgPool2d(side // REGIONS)
+        self.side, self.project = side, nn.Linear(self.encoder.width * REGIONS**2, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, history * math.prod(shape[:-3]), width))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features = self.encoder(pictures.flatten(0, -4)).mT.unflatten(2, (self.side, self.side))
+        tokens = self.project(self.pool(features).flatten(1))
+        return tokens.reshape(len(pictures), -1, tokens.shape[-1]) + self.position
+
+
+class TextTokens(nn.Module):
+    """Turns a sentence ``(B, 1, length)`` uint8 into tokens ``(B, length / 4, width)``."""
+
+    def __init__(self, length: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.encoder = TextEncoder(length, width, heads=heads)
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.encoder(text[:, 0])
 
 
 class FlowDiT(Head):
@@ -70,21 +103,31 @@ class FlowDiT(Head):
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
-        self.tokens = nn.ModuleDict(
-            {
-                feature.name: VectorTokens(
-                    math.prod(feature.shape), spec.history, config.width, config.patch, config.octaves
-                )
-                for feature in spec.observations
-            }
-        )
+        self.tokens = nn.ModuleDict({feature.name: _tokens(feature, spec, config) for feature in spec.observations})
         self.encoder = nn.Sequential(*(EncoderBlock(config.width, config.heads) for _ in range(config.encoder_depth)))
         self.norm = nn.LayerNorm(config.width)
         self.dit = DiT(*spec.noise_shape, config.width, config.depth, config.heads)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
-        tokens = [embed(observation[name].flatten(2)) for name, embed in self.tokens.items()]
+        batch = max(len(values) for values in observation.values())
+        # what is constant may be given once for several rows in a row
+        tokens = [repeated(embed(observation[name]), batch) for name, embed in self.tokens.items()]
         return self.dit.context(self.norm(self.encoder(torch.cat(tokens, 1))))
 
     def estimate(self, x: Tensor, t: Tensor, context: Context) -> Estimate:
         return from_velocity(lambda x, t: self.dit(x, t, context))(x, t)
+
+
+def _tokens(feature: Feature, spec: Spec, config: Config) -> nn.Module:
+    if feature.dtype == "float32":
+        size, samples = math.prod(feature.shape), spec.samples(feature)
+        patch = feature.shape[-1] if len(feature.shape) > 1 else config.patch  # a table has a token per row
+        return VectorTokens(size, samples, config.width, patch, config.octaves)
+    if len(feature.shape) == 1:
+        return TextTokens(feature.shape[0], config.width, config.heads)
+    return PictureTokens(feature.shape, spec.samples(feature), config.width)
+
+
+def repeated(tokens: Tensor, batch: int) -> Tensor:
+    """Repeat ``(n, ...)`` rows so that there are ``batch``, each as often as the others."""
+    return tokens if len(tokens) == batch else tokens.repeat_interleave(batch // len(tokens), 0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from policies.senses import sensing
 from policies.spec import ChunkPolicy, ContractError
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 LOADER = "policies.load:load_policy"  # by name, so that worker processes find it
 FOREIGN = ("lerobot",)  # kinds that need no trust: nothing in them can be executed
+PICKLES = {".pth": "robomimic", ".ckpt": "diffusion_policy"}  # kinds that do, by the usual suffix of their files
 
 
 def load_policy(path: str) -> ChunkPolicy:
@@ -28,12 +31,12 @@ def load_policy(path: str) -> ChunkPolicy:
     Raises:
         ContractError: There is nothing of the kind, it is damaged, or it cannot be composed.
     """
-    file = Path(path)
-    if file.is_file():
+    _refuse_pickle(path)
+    if os.path.isfile(path):  # unlike that of a Path, this takes expressions that are too long for a name
         from policies.bundle import Bundle
 
-        return Bundle.load(file)
-    return load_trained(path)
+        return Bundle.load(Path(path))
+    return sensing(load_trained(path))
 
 
 def load_trained(path: str) -> Policy:
@@ -44,6 +47,9 @@ def load_trained(path: str) -> Policy:
     """
     from policies.policy import Policy
 
+    _refuse_pickle(path)
+    if os.path.exists(path):  # first: names may look like an expression
+        return Policy.load(Path(path))
     stepped = re.fullmatch(r"(.+)@(\d+)", path)
     if stepped:
         policy = load_trained(stepped[1])
@@ -55,12 +61,19 @@ def load_trained(path: str) -> Policy:
     if kind in FOREIGN:
         loaded: Policy = importlib.import_module(f"policies.foreign.{kind}").load(Path(place))
         return loaded
-    if not Path(path).exists():
+    raise ContractError(
+        f"no policy at {path}; give a bundle (.kfb), a run directory of kinoflow train or import, or lerobot:DIRECTORY"
+    )
+
+
+def _refuse_pickle(path: str) -> None:
+    kind, _, place = path.rpartition(":")
+    kind = kind or PICKLES.get(Path(place).suffix, "")
+    if kind in PICKLES.values() and not os.path.isdir(path):
         raise ContractError(
-            f"no policy at {path}; give a bundle (.kfb), a run directory of kinoflow train or import, "
-            "or lerobot:DIRECTORY"
+            f"{path} is a pickle, a program that usual loaders run; read it once, with kinoflow import {kind}:{place} "
+            "-o DIRECTORY --trust, and give that directory"
         )
-    return Policy.load(Path(path))
 
 
 def _composed(terms: str, level: Any) -> Policy:
@@ -75,6 +88,6 @@ def _composed(terms: str, level: Any) -> Policy:
 
 
 def describe_sum(names: list[str], weights: list[float], level: str = "score") -> str:
-    """Write a composition as `load_policy` reads it."""
-    text = " + ".join(f"{weight:.4g}*{name}" for weight, name in zip(weights, names, strict=True))
+    """Write a composition as `load_policy` reads it, with weights to the last digit."""
+    text = " + ".join(f"{float(weight)!r}*{name}" for weight, name in zip(weights, names, strict=True))
     return f"{'mean' if level == 'action' else ''}({text})"

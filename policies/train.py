@@ -31,6 +31,7 @@ ConfigT = TypeVar("ConfigT")
 Rollout = Callable[[Policy], float]
 
 LOG_EVERY = 20
+SHARE = 16  # windows of a batch from one episode where something is constant, so that it is encoded once for them
 SAVE_EVERY = 200  # steps an interruption can cost at most
 
 
@@ -45,6 +46,10 @@ class Windows(Protocol):
     def observations(self) -> Mapping[str, Array]: ...
     @property
     def valid(self) -> Array: ...
+    @property
+    def first(self) -> Array: ...
+    @property
+    def last(self) -> Array: ...
     def windows(self, steps: Array, history: int, horizon: int) -> tuple[dict[str, Array], Array]: ...
 
 
@@ -228,12 +233,20 @@ class Trainer(Generic[ConfigT]):
             yield value
 
     def _batch(self, pool: Array) -> tuple[dict[str, Tensor], Tensor]:
-        chosen = pool[torch.randint(len(pool), (self.recipe.batch,), generator=self.generator).numpy()]
+        spec, normaliser = self.policy.spec, self.policy.normaliser
+        share = SHARE if any(feature.constant for feature in spec.observations) else 1
+        first = pool[torch.randint(len(pool), (max(1, self.recipe.batch // share),), generator=self.generator).numpy()]
+        chosen = first if share == 1 else self._neighbours(first, share)
         observations, actions = self.data.windows(chosen, self.recipe.history, self.recipe.horizon)
-        normaliser = self.policy.normaliser
-        seen = [feature.name for feature in self.policy.spec.observations]
-        batch = normaliser({name: torch.from_numpy(observations[name]) for name in seen})
+        seen = {f.name: observations[f.name][:: share if f.constant else 1] for f in spec.observations}
+        batch = normaliser({name: torch.from_numpy(values) for name, values in seen.items()})
         return batch, normaliser.normalise(ACTION, torch.from_numpy(actions))
+
+    def _neighbours(self, steps: Array, count: int) -> Array:
+        """Draw ``count`` steps from the episode of each step, those of an episode behind one another."""
+        begin, length = self.data.first[steps], self.data.last[steps] - self.data.first[steps] + 1
+        drawn = torch.rand(len(steps), count, generator=self.generator).numpy()
+        return (begin[:, None] + (drawn * length[:, None]).astype(int)).ravel()
 
     def _rate(self) -> float:
         recipe = self.recipe

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from envs.collect import CollectConfig, collect, record
 from envs.episodes import Episode, describe, read_episodes, write_episodes
+from kinoflow.cli import call
 from policies.spec import ActionSpec, ContractError, Feature, Spec
 
 SPEC = Spec(
@@ -78,6 +80,44 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.hdf5").write_text("not HDF5")
     with pytest.raises(ContractError, match="not a kinoflow episode file"):
         read_episodes(tmp_path / "text.hdf5")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observations": {}}, r"episode 1: observation has keys \[\], the policy needs \['goal'\]"),
+        (
+            {"observations": {"goal": np.full((6, 2), np.nan, np.float32)}},
+            "episode 1: observation 'goal' is not finite",
+        ),
+        ({"observations": {"goal": np.zeros((5, 2), np.float32)}}, r"episode 1: observation 'goal' has shape \(5, 2\)"),
+        ({"states": np.full((6, 3), np.inf, np.float32)}, "episode 1: 'states' is not finite"),
+    ],
+)
+def test_what_does_not_fit_the_contract_is_not_written(tmp_path: Path, change: dict, message: str) -> None:
+    episodes = [episode(0, 5), dataclasses.replace(episode(1, 6), **change)]
+    with pytest.raises(ContractError, match=message):
+        write_episodes(tmp_path / "bad.hdf5", episodes, "kinoflow/Nav-v0", {}, SPEC)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_episodes(path, [episode(0, 5)], "kinoflow/Nav-v0", {}, dataclasses.replace(SPEC, rate_hz=np.float32(10)))
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_other_groups_are_refused_by_name(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["data"].create_group("foo_bar")
+    with pytest.raises(ContractError, match=r"episodes.hdf5 is not a kinoflow episode file \(the group data/foo_bar"):
+        read_episodes(path)
+
+
+def test_episodes_are_chosen_for_a_file_to_write(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("data", [str(path), "--episodes", "0:1"]) == 1
+    assert "--episodes and --sense are for a file to write; give --out FILE" in capsys.readouterr().err
 
 
 def test_describing_counts_what_is_there(path: Path) -> None:

@@ -14,7 +14,7 @@ import zarr
 
 import envs  # noqa: F401 (registers the environments)
 from envs.episodes import read_episodes
-from envs.pusht import demonstration, keypoints
+from envs.pusht import RECORDED, demonstration, keypoints
 from envs.replay_buffer import read_replay_buffer
 from kinoflow.cli import call
 from policies.spec import ContractError
@@ -146,4 +146,26 @@ def test_damaged_replay_buffers_are_refused(tmp_path: Path, damage: str, message
         else:
             del root["meta"]
     with pytest.raises(ContractError, match=message):
-        read_replay_buffer(path)
+        read_replay_buffer(path, RECORDED)
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "message"),
+    [
+        ("img", ["--pixels"], "'img' is missing; it needs data/state, data/action, data/img"),
+        ("state", [], "'state' is missing; it needs data/state, data/action"),
+        ("nan", [], "episode 0: observation 'agent_pos' is not finite"),
+    ],
+)
+def test_what_a_replay_buffer_lacks_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, options: list[str], message: str
+) -> None:
+    state = write_buffer(tmp_path / "demo.zarr", (4, 4))["state"]
+    data = zarr.open(str(tmp_path / "demo.zarr"), "a")["data"]
+    if damage == "nan":
+        data["state"] = np.full_like(state, np.nan)
+    else:
+        del data[damage]
+    assert call("data", [str(tmp_path / "demo.zarr"), "-o", str(tmp_path / "demo.hdf5"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["demo.zarr"]

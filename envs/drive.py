@@ -54,15 +54,24 @@ class PolicyDriver:
         latency_s: Simulated time from an observation to its chunk.
         soft: Actions over which a new chunk is tied to the old one, see `ChunkBuffer`.
         execute: Actions of a chunk to execute before the next one is planned.
+        whole: Refuse to drive while parents of a composition are left out; in real time that is part of the result.
     """
 
-    def __init__(self, worker: Worker, seed: int, latency_s: float = 0.0, soft: int = 0, execute: int = 1) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        seed: int,
+        latency_s: float = 0.0,
+        soft: int = 0,
+        execute: int = 1,
+        whole: bool = True,
+    ) -> None:
         spec, rng = worker.spec, np.random.default_rng(seed)
         if not 1 <= execute <= spec.horizon:
             raise ValueError(f"cannot execute {execute} actions of a chunk of {spec.horizon}; choose 1 to that")
         buffer = ChunkBuffer(spec, execute * spec.dt + SPARE, soft)
         self.runner = Runner(worker, buffer, rng, spec.rate_hz / execute, latency_s)
-        self._seen = [feature.name for feature in spec.observations]
+        self._seen, self._whole = [feature.name for feature in spec.observations], whole
 
     def look(self, observation: Observation, now: float) -> None:
         """Take note of an observation and ask for a chunk where one is due."""
@@ -71,8 +80,9 @@ class PolicyDriver:
 
     def command(self, observation: Observation, now: float) -> Array | None:
         self.look(observation, now)
-        if self.runner.error:  # an episode without a policy proves nothing
-            raise RuntimeError(self.runner.error)
+        failure = self.runner.error or (self.runner.warning if self._whole else "")
+        if failure:  # an episode without a policy, or with a part of it, proves nothing
+            raise RuntimeError(failure)
         return self.runner.command(now)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,8 @@ from envs.drive import (
     run_together,
 )
 from envs.world import World, make, robot
-from policies.runtime.worker import BatchWorker, InferenceWorker, InlineWorker, Worker
-from policies.spec import ChunkPolicy
+from policies.runtime.worker import BatchWorker, InferenceWorker, InlineWorker
+from policies.spec import ChunkPolicy, ContractError, stated
 
 VALIDATION_SEED = 500_000  # first of the seeds that choices may be made on; reports start at 0, training at 1,000,000
 SHARD = 10  # episodes per task of a worker process
@@ -44,11 +45,13 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> dict[str, float]:
     return {"mean": mean, "low": max(0.0, centre - half), "high": min(1.0, centre + half)}
 
 
-def paired_difference(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Mean of the per-seed differences ``mine - theirs`` with its 95 % normal interval."""
+def paired_difference(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
+    """Mean of the per-seed differences ``mine - theirs`` with its 95 % normal interval; one seed has no interval."""
     difference = np.asarray(mine, float) - np.asarray(theirs, float)
-    half = 1.96 * float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
     mean = float(difference.mean())
+    if len(difference) < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = 1.96 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
@@ -110,6 +113,10 @@ def evaluate(
     Returns:
         A report for ``json.dump``: the first policy's rates, those of everything else under ``baselines`` with the
         paired difference of success, and the per-episode rows.
+
+    Raises:
+        ContractError: Two drivers have the same name, or a policy does not fit the environment.
+        ValueError: There is nothing to evaluate.
     """
     names = list(policies)
     if config.episodes < 1:
@@ -118,6 +125,8 @@ def evaluate(
         env = world(config)
         names += [STANDING_STILL, *(name for name in drivers(env))]
         env.close()
+    if not names:
+        raise ValueError("nothing to evaluate: give a policy, or leave the baselines in")
     rows, loops = run_all(names, len(policies), loader, config, progress)
     first, *others = names
     report = {"env": config.env, **robot(config.embodiment), "policy": first, "episodes": config.episodes}
@@ -150,7 +159,15 @@ def run_all(
 
     Returns:
         Rows per driver, ordered by seed, and the timing of the loops of policies in real time.
+
+    Raises:
+        ContractError: Two drivers have the same name, or a policy does not fit the environment.
     """
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ContractError(
+            f"{len(names)} drivers, but more than one is called {', '.join(repeated)}; give every policy once, and "
+            "one that is called like a baseline by another path, for example ./expert"
+        )
     seeds = range(config.seed, config.seed + config.episodes)
     shards = [seeds[i : i + SHARD] for i in range(0, len(seeds), SHARD)]
     rows: dict[str, list[Row]] = {name: [] for name in names}
@@ -243,9 +260,14 @@ def driver_for(name: str, policy: ChunkPolicy | None, env: World, seed: int, con
     return StandingStill() if name == STANDING_STILL else Scripted(drivers(env)[name](env))
 
 
-def _policy_driver(worker: Worker, env: World, seed: int, config: EvaluateConfig) -> PolicyDriver:
-    execute = config.execute or min(env.execute, worker.spec.horizon)
-    return PolicyDriver(worker, seed, config.latency_ms / 1e3, execute=execute)
+def _policy_driver(
+    worker: InlineWorker | BatchWorker | InferenceWorker, env: World, seed: int, config: EvaluateConfig
+) -> PolicyDriver:
+    if not stated(worker.spec.rate_hz):
+        worker.spec = replace(worker.spec, rate_hz=env.contract.rate_hz)
+    execute = min(env.execute, worker.spec.horizon) if config.execute is None else config.execute
+    live = isinstance(worker, InferenceWorker)
+    return PolicyDriver(worker, seed, config.latency_ms / 1e3, execute=execute, whole=not live)
 
 
 def as_text(report: Mapping[str, Any]) -> str:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from envs.drive import Row
-from envs.evaluate import VALIDATION_SEED, EvaluateConfig, compared, run_all, summary, world
+from envs.evaluate import VALIDATION_SEED, EvaluateConfig, compared, load, run_all, summary, world
 from policies.load import describe_sum
+from policies.spec import ContractError, Spec
 
 Weights = tuple[float, ...]
 Progress = Callable[[int, int], None]
@@ -54,9 +55,9 @@ class SearchConfig:
 
 def candidates(parents: int, spacing: float) -> list[Weights]:
     """All weights of a simplex that are multiples of ``spacing``, the parents alone included."""
-    count = round(1 / spacing)
-    if abs(count * spacing - 1) > 1e-6:
-        raise ValueError(f"spacing {spacing} does not divide 1; choose 0.1, 0.2, 0.25 ...")
+    count = round(1 / spacing) if spacing > 0 else 0
+    if count < 2 or abs(count * spacing - 1) > 1e-6:
+        raise ValueError(f"spacing {spacing} does not divide 1 into two or more; choose 0.1, 0.2, 0.25 ...")
     shares = itertools.product(range(count + 1), repeat=parents)
     return [tuple(share / count for share in choice) for choice in shares if sum(choice) == count]
 
@@ -72,7 +73,7 @@ class Objective:
         self._parents, self._steps, self._loader, self._progress = parents, steps, loader, progress
         self._config = _evaluation(config)
         env = world(self._config)
-        self.name = env.objective
+        self.name, self.contract = env.objective, env.contract
         env.close()
 
     def __call__(self, weights: Sequence[Weights], episodes: int) -> list[float]:
@@ -137,7 +138,14 @@ def golden_search(objective: Objective, parents: int, config: SearchConfig) -> N
 METHODS = {"grid": grid_search, "halving": halving_search, "golden": golden_search}
 
 
-def search(parents: Sequence[str], steps: int, loader: str, config: SearchConfig, progress: Progress) -> dict[str, Any]:
+def search(
+    parents: Sequence[str],
+    steps: int,
+    loader: str,
+    config: SearchConfig,
+    progress: Progress,
+    keep: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
     """Choose weights on validation seeds and report the composition beside its controls on other seeds.
 
     Args:
@@ -146,22 +154,28 @@ def search(parents: Sequence[str], steps: int, loader: str, config: SearchConfig
         loader: As in `envs.evaluate.evaluate`.
         config: How to search.
         progress: Called with (episodes done, episodes in all) of the present round.
+        keep: Called with the weights and validation scores before the episodes of the report, in case these fail.
 
     Returns:
         A report for ``json.dump``: chosen weights, validation scores, arms, paired differences and the verdict.
+
+    Raises:
+        ContractError: The parents cannot be composed, averaged or sampled with the compute of the composition.
+        ValueError: There is nothing to search or to report on.
     """
-    if len(parents) < 2:
-        raise ValueError(f"a composition needs at least 2 parents, got {list(parents)}")
+    if len(set(parents)) < max(2, len(parents)):
+        raise ValueError(f"a composition needs at least 2 parents, each given once; got {list(parents)}")
+    if min(config.validation, config.episodes) < 1:
+        raise ValueError(
+            f"{config.validation} validation episodes and {config.episodes} of the report; give at least one of each"
+        )
     objective = Objective(parents, steps, loader, config, progress)
+    _check_arms(parents, steps, loader, objective.contract)
     METHODS[config.method](objective, len(parents), config)
     complete = {w: float(np.mean(s)) for w, s in objective.scores.items() if len(s) >= config.validation}
     chosen = max((w for w in complete if max(w) < 1), key=lambda w: complete[w])
     alone = max((w for w in complete if max(w) == 1), key=lambda w: complete[w])
-    arms = _arms(parents, chosen, parents[alone.index(1)], steps)
-    names = list(dict.fromkeys(arms.values()))
-    rows, _ = run_all(names, len(names), loader, _evaluation(config, seed=0, episodes=config.episodes), progress)
-    found = {arm: rows[name] for arm, name in arms.items()}
-    return {
+    report = {
         "env": config.env,
         "parents": list(parents),
         "steps": steps,
@@ -177,8 +191,27 @@ def search(parents: Sequence[str], steps: int, loader: str, config: SearchConfig
         },
         "weights": chosen,
         "best_parent": parents[alone.index(1)],
-        **_report(found, objective.name, config),
     }
+    keep(report)
+    arms = _arms(parents, chosen, parents[alone.index(1)], steps)
+    names = list(dict.fromkeys(arms.values()))
+    rows, _ = run_all(names, len(names), loader, _evaluation(config, seed=0, episodes=config.episodes), progress)
+    return {**report, **_report({arm: rows[name] for arm, name in arms.items()}, objective.name, config)}
+
+
+def _check_arms(parents: Sequence[str], steps: int, loader: str, contract: Spec) -> None:
+    """Build what the report will need: a refusal should come before hours of search."""
+    even, most = (1 / len(parents),) * len(parents), steps * len(parents)
+    for level in ("score", "action"):
+        load(expression(parents, even, steps, level), loader).spec.require(contract)
+    for parent in parents:
+        try:
+            load(f"{parent}@{most}", loader)
+        except ValueError as error:
+            raise ContractError(
+                f"the control with equal compute needs {parent} with {most} steps, {steps} per parent of the "
+                f"composition: {error}; search with fewer --steps"
+            ) from error
 
 
 def _arms(parents: Sequence[str], weights: Weights, best: str, steps: int) -> dict[str, str]:
@@ -186,7 +219,7 @@ def _arms(parents: Sequence[str], weights: Weights, best: str, steps: int) -> di
         "composition": expression(parents, weights, steps),
         **{f"parent {index}": name for index, name in enumerate(parents, 1)},
         "best parent, same sampler": f"{best}@{steps}",
-        "best parent, equal compute": f"{best}@{steps * len(parents)}",
+        "best parent, equal compute": f"{best}@{steps * np.count_nonzero(weights)}",
         "average of actions": expression(parents, weights, steps, "action"),
     }
 
@@ -210,14 +243,13 @@ def _pathless(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
     return {arm: [replace(row, path=[]) for row in rows] for arm, rows in found.items()}
 
 
-def verdict(differences: dict[str, dict[str, float]]) -> str:
+def verdict(differences: dict[str, dict[str, Any]]) -> str:
     """Say in words what the paired differences of the composition to its controls allow to claim."""
-    open_to_doubt = [arm for arm, difference in differences.items() if difference["low"] <= 0]
+    open_to_doubt = [arm for arm, gap in differences.items() if gap["low"] is None or gap["low"] <= 0]
     if not open_to_doubt:
-        least = min(differences.values(), key=lambda difference: difference["mean"])
-        interval = f"{least['mean']:+.3f} [{least['low']:+.3f}, {least['high']:+.3f}]"
-        return f"significant gain over every control, at least {interval}"
-    worse = [arm for arm, difference in differences.items() if difference["high"] < 0]
+        least = min(differences.values(), key=lambda gap: gap["mean"])
+        return f"significant gain over every control, at least {_interval(least)}"
+    worse = [arm for arm, gap in differences.items() if gap["high"] is not None and gap["high"] < 0]
     lost = f"; significantly worse than: {', '.join(worse)}" if worse else ""
     return f"no significant gain over: {', '.join(open_to_doubt)}{lost}"
 
@@ -227,8 +259,13 @@ def _evaluation(config: SearchConfig, **changes: Any) -> EvaluateConfig:
     return EvaluateConfig(**{**shared, "baselines": False, **changes})
 
 
-def _sem(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("inf")
+def _interval(gap: dict[str, Any]) -> str:
+    ends = "" if gap["low"] is None else f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+    return f"{gap['mean']:+.3f}{ends}"
+
+
+def _sem(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -244,6 +281,6 @@ def as_text(report: dict[str, Any]) -> str:
         value = rate["mean"] if name == "success" else figures[name]
         line = f"{arm:<28} {value:<8.3f} {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
         if gap := figures.get("difference"):
-            line += f"   {gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+            line += f"   {_interval(gap)}"
         lines.append(line)
     return "\n".join([*lines, report["verdict"]])

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
-from policies.spec import Array, Spec
+from policies.spec import Array, ContractError, Spec
 
 
 class World(Protocol):
@@ -50,8 +50,16 @@ def make(env: str, kwargs: Mapping[str, Any], *, commands: bool = False, **more:
         kwargs: Its arguments, for example the embodiment.
         commands: Step at the rate commands leave at instead of that of a policy's actions.
         more: Further arguments, for example the render mode.
+
+    Raises:
+        ContractError: There is no such environment.
     """
-    creator = load_env_creator(str(gymnasium.spec(env).entry_point))
+    try:
+        entry = gymnasium.spec(env).entry_point
+    except gymnasium.error.Error as error:
+        known = sorted(name for name in gymnasium.registry if name.startswith("kinoflow/"))
+        raise ContractError(f"there is no environment '{env}'; choose one of {', '.join(known)}") from error
+    creator = load_env_creator(str(entry))
     rate = getattr(creator, "COMMAND", {}) if commands else {}
     return gymnasium.make(env, disable_env_checker=True, **{**kwargs, **rate, **more}).unwrapped
 

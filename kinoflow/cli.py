@@ -18,6 +18,8 @@ COMMANDS = {
     "run": "run a bundle on a simulated robot as real processes, in real time",
 }
 
+KEEPING = ("demo", "collect", "train")  # called again, they go on after what they had finished
+
 
 def main() -> None:
     """Entry point of the console script."""
@@ -55,6 +57,7 @@ def call(name: str, arguments: list[str]) -> int:
         print(f"kinoflow {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nkinoflow {name}: interrupted; what was finished is kept", file=sys.stderr)
+        kept = "; what was finished is kept" if name in KEEPING else ""
+        print(f"\nkinoflow {name}: interrupted{kept}", file=sys.stderr)
         return 130
     return 0

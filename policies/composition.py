@@ -33,7 +33,7 @@ from policies.flow import (
 from policies.head import Head
 from policies.norm import ACTION, Normaliser
 from policies.policy import Policy
-from policies.spec import ChunkPolicy, ContractError, Spec
+from policies.spec import Array, ChunkPolicy, ContractError, Spec
 
 Level = Literal["score", "action"]
 Weight = float | Sequence[float] | Sequence[Sequence[float]]
@@ -74,11 +74,16 @@ class Composition(Head):
         self._policies: list[Policy] = list(self.parents)  # type: ignore[arg-type]
         self._windows = [(spec.past - p.spec.past, p.spec.past + p.spec.horizon) for p in self._policies]
         self._whole = (0, spec.past + spec.horizon)
-        self._weights = _aligned(config.weights, self._windows, self._whole)
+        self._weights = _aligned(config.weights, self._windows, spec.noise_shape)
 
     def grid(self, steps: int) -> tuple[float, ...]:
-        """The grid of the first parent that is bound to discrete noise levels; the others know every time."""
+        """The grid of the first parent that is bound to discrete noise levels; the others know every time.
+
+        Raises:
+            ContractError: Finished chunks are averaged in one step, and more are asked for.
+        """
         if self.config.level == "action":
+            _check_single(steps)
             return (0.0, 1.0)
         grids = [policy.head.grid(steps) for policy in self._policies]
         return next((grid for grid in grids if grid[0] > 0), grids[0])
@@ -124,42 +129,44 @@ class Composition(Head):
     def _field(self, index: int, observation: Mapping[str, Tensor]) -> Field:
         policy = self._policies[index]
         field = policy.bind(_part(policy, observation))
-        return self.over(index, _finished(field, policy.grid) if self.config.level == "action" else field)
+        return self.over(index, _finished(field, policy) if self.config.level == "action" else field)
 
 
 def compose(
     policies: Sequence[ChunkPolicy],
-    weights: Sequence[Weight],
+    weights: Sequence[Weight | Array],
     *,
     level: Level = "score",
     steps: int | None = None,
 ) -> Policy:
     """Compose policies into one.
 
-    The parent with the largest weight comes first: its normal units, number of steps and temperature are used.
-    Chunks are aligned by time; beyond the end of a shorter parent the others go on alone.
+    The parent with the largest weight comes first: its normal units, number of steps and temperature are used, also
+    where it is a consensus itself. Chunks are aligned by time; beyond the end of a shorter parent the others go on
+    alone. Finished chunks come from every parent's own sampler.
 
     Args:
         policies: Parents as `policies.load.load_policy` returns them; those with weight 0 are left out.
         weights: One per parent, summing to 1; negative ones push away. A number, or one per planned action, or one per
-            planned action and component.
+            planned action and component, as lists or arrays.
         level: ``"score"`` combines the parents at every denoising step; ``"action"`` averages their finished chunks,
             which is possible for any two policies with the same action and rate.
-        steps: Denoising steps; those of the first parent by default.
+        steps: Denoising steps; those of the first parent by default, always 1 for finished chunks.
 
     Raises:
         ContractError: The parents cannot be composed; the message names what differs and the remedy.
     """
     if len(policies) != len(weights):
         raise ContractError(f"{len(policies)} policies but {len(weights)} weights; give one weight per policy")
-    _check_weights(weights)
-    chosen = [(_trained(policy), weight) for policy, weight in zip(policies, weights, strict=True) if _size(weight)]
+    pairs = [pair for pair in zip(policies, _numbers(weights), strict=True) if _size(pair[1])]
+    pairs.sort(key=lambda pair: -_size(pair[1]))
+    chosen = [(_trained(policy), weight) for policy, weight in pairs]
+    lead = chosen[0][0]
+    usual, temperature = (lead.steps, lead.temperature) if level == "score" else (1, 1.0)
     if level == "score":
         chosen = [part for pair in chosen for part in _flat(*pair)]
-    chosen.sort(key=lambda pair: -_size(pair[1]))
     parents = [policy for policy, _ in chosen]
     spec = agree([policy.spec for policy in parents])
-    lead = parents[0]
     units = tuple(shared_units(policy.normaliser, lead.normaliser) for policy in parents)
     if level == "score":
         _require_fields(parents)
@@ -171,7 +178,7 @@ def compose(
     normaliser = Normaliser.identity(spec)
     for part in ("offset", "scale"):
         getattr(normaliser, f"{ACTION}_{part}").copy_(getattr(lead.normaliser, f"{ACTION}_{part}"))
-    return Policy(head, normaliser, steps or lead.steps, lead.temperature).eval()
+    return Policy(head, normaliser, usual if steps is None else steps, temperature).eval()
 
 
 def _trained(policy: ChunkPolicy) -> Policy:
@@ -194,36 +201,61 @@ def _flat(policy: Policy, weight: Weight) -> list[tuple[Policy, Weight]]:
     inner = head.config.weights
     if not all(isinstance(share, (int, float)) for share in inner):
         return [(policy, weight)]
-    scaled = [(np.asarray(weight, np.float64) * share).tolist() for share in inner]
-    return [part for pair in zip(head.policies, scaled, strict=True) for part in _flat(*pair)]
+    products = [(np.asarray(weight) * share).tolist() for share in inner]
+    return [part for pair in zip(head.policies, products, strict=True) for part in _flat(*pair)]
 
 
-def _check_weights(weights: Sequence[Weight]) -> None:
-    total = sum(_broadcast(weight) for weight in weights)
-    if not torch.allclose(torch.as_tensor(total, dtype=torch.float64), torch.ones((), dtype=torch.float64), atol=1e-6):
-        raise ContractError(f"the weights {list(weights)} sum to {total}; they have to sum to 1")
+def _check_single(steps: int) -> None:
+    if steps != 1:
+        raise ContractError(
+            f"steps={steps}: finished chunks are averaged in 1 step; give the parents their own instead, "
+            f"mean(0.5*A@{steps} + 0.5*B@{steps})"
+        )
+
+
+def _numbers(weights: Sequence[Weight | Array]) -> list[Weight]:
+    """Weights as plain numbers, which JSON can hold."""
+    try:
+        plain: list[Weight] = [np.asarray(weight, np.float64).tolist() for weight in weights]
+        total = torch.as_tensor(sum(map(_columns, plain)), dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ContractError(f"weights: {error}; give each as a number, or all for the same chunk") from error
+    if not torch.allclose(total, torch.ones_like(total), atol=1e-6):
+        raise ContractError(f"the weights {plain} sum to {total.tolist()}; they have to sum to 1")
+    return plain
 
 
 def _aligned(
-    weights: Sequence[Weight], windows: Sequence[tuple[int, int]], whole: tuple[int, int]
+    weights: Sequence[Weight], windows: Sequence[tuple[int, int]], shape: tuple[int, int]
 ) -> Sequence[float | Tensor]:
     """Weights over the whole chunk: where a parent is absent, the others share what it would have had."""
-    if all(part == whole for part in windows):
-        return [_broadcast(weight) for weight in weights]
+    if all(part == (0, shape[0]) for part in windows):
+        return [_fitting(weight, shape) for weight in weights]
     numbers = [weight for weight in weights if isinstance(weight, (int, float))]
     if len(numbers) < len(weights):
         raise ContractError("the parents' chunks differ in extent; give one number per parent as weight")
-    return tail_weights(numbers, windows, whole[1])
+    return tail_weights(numbers, windows, shape[0])
 
 
 def _size(weight: Weight) -> float:
     return float(torch.tensor(weight, dtype=torch.float64).abs().mean())
 
 
-def _broadcast(weight: Weight) -> float | Tensor:
-    """A weight as a number, or as a tensor that broadcasts to ``(past + H, A)``."""
+def _fitting(weight: Weight, shape: tuple[int, int]) -> float | Tensor:
+    """A weight as a number, or as a tensor that broadcasts to ``shape`` = (past + H, A)."""
     if isinstance(weight, (int, float)):
         return float(weight)
+    values = _columns(weight)
+    if values.dim() != 2 or any(have not in (1, want) for have, want in zip(values.shape, shape, strict=True)):
+        raise ContractError(
+            f"a weight has the shape {tuple(values.shape)}, the chunk of the composition has {shape}; "
+            f"give a number, {shape[0]} numbers or {shape[0]} x {shape[1]}"
+        )
+    return values
+
+
+def _columns(weight: Weight) -> Tensor:
+    """A weight as a tensor whose first dimension, if it has one, is that of the actions."""
     values = torch.tensor(weight, dtype=torch.float64)
     return values[:, None] if values.dim() == 1 else values
 
@@ -248,11 +280,11 @@ def _part(policy: Policy, observation: Mapping[str, Tensor]) -> dict[str, Tensor
     return {feature.name: observation[feature.name][:, -spec.history :] for feature in spec.observations}
 
 
-def _finished(field: Field, grid: Sequence[float]) -> Field:
+def _finished(field: Field, policy: Policy) -> Field:
     """Field that runs the parent's own sampler from the noise it is asked about, and is certain of the result."""
 
     def finished(x: Tensor, t: Tensor) -> Estimate:
-        return certain(solve(straight(field), math.hypot(grid[0], 1 - grid[0]) * x, grid))(x, t)
+        return certain(solve(straight(field), policy.start(x), policy.grid))(x, t)
 
     return finished
 

@@ -26,7 +26,7 @@ import torch.utils._pytree as pytree
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 from torch import Tensor, nn
 
-from policies.archive import BundleError
+from policies.archive import LIMIT, BundleError
 from policies.bundle import TOLERANCE, deviation, open_graphs, write_bundle
 from policies.chunk import hold_weights
 from policies.composition import Composition
@@ -70,9 +70,10 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any]) -
         provenance: Recipe, dataset hash, seeds: plain JSON values.
 
     Raises:
-        BundleError: ONNX Runtime and torch disagree, or the contract is not fit for a bundle.
+        BundleError: ONNX Runtime and torch disagree, or contract or weights are not fit for a bundle.
     """
     check_contract(policy.spec)
+    _check_weights(policy)
     path, plan = Path(path), _Plan(copy.deepcopy(policy).cpu())
     graphs, consensus = _graphs(plan.policy.eval())
     sampler = Sampler(policy.steps, policy.grid, policy.temperature)
@@ -97,6 +98,19 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any]) -
     )
     nodes = sum(len(model.graph.node) for model in graphs.values())
     return ExportReport(path, path.stat().st_size, nodes, max_error, latency)
+
+
+def _check_weights(policy: Policy) -> None:
+    weights = policy.state_dict()
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise BundleError(f"{broken[0]} is not finite; training diverged, export an earlier or another policy")
+    size = sum(value.nbytes for value in weights.values())
+    if 2 * size > LIMIT:
+        raise BundleError(
+            f"the policy has {size} bytes of weights, which a bundle holds twice, in its graphs and to train on; "
+            f"its limit is {LIMIT}, so train a network of at most {LIMIT // 2}"
+        )
 
 
 def _graphs(policy: Policy) -> tuple[dict[str, onnx.ModelProto], Consensus | None]:
@@ -293,6 +307,8 @@ def _case(plan: _Plan, rng: np.random.Generator, hold: Array) -> dict[str, Array
 def _error(network: Runnable, case: Mapping[str, Array]) -> float:
     observation = {feature.name: case[feature.name][0] for feature in network.spec.observations}
     actions = network.act(observation, case["noise"][0], case["committed"][0], case["hold"][0])
+    if network.warning:
+        raise BundleError(f"{network.warning}; look at what that parent computes")
     expected = (case[name][0] for name in graph_outputs(network.spec))
     return max(map(deviation, (actions, np.array(network.disagreement)), expected))
 

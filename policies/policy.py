@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -21,6 +22,8 @@ from policies.flow import Field, Found, Reward, hold, rollover, solve, straight
 from policies.head import Head, find_head, head_name
 from policies.norm import ACTION, Normaliser
 from policies.spec import Array, ContractError, Observation, Spec
+
+COPY_AGAIN = "copy it again, or run 'git lfs pull' if it is a pointer of Git LFS"
 
 
 class Plan(NamedTuple):
@@ -74,7 +77,7 @@ class Policy(nn.Module):
         context = self.head.encode(self.normaliser(observation))
         committed = pad(self.normaliser.normalise(ACTION, committed), (0, 0, past, 0))
         field = hold(lambda x, t: self.head.estimate(x, t, context), committed, pad(hold_weights, (past, 0)))
-        actions = self._actions(solve(straight(field), self._start(noise), self.grid))
+        actions = self._actions(solve(straight(field), self.start(noise), self.grid))
         disagreement = self.head.disagreement(context)
         return Plan(actions, noise.new_zeros(len(noise)) if disagreement is None else disagreement)
 
@@ -113,13 +116,13 @@ class Policy(nn.Module):
     def search(
         self, observation: Observation, noise: Array, reward: Reward, budget: int, generator: torch.Generator
     ) -> Found:
-        """Plan one chunk that a reward prefers, for more network evaluations (RBF, arXiv 2503.19385).
+        """Plan one chunk that a reward prefers, for more evaluations of its field (RBF, arXiv 2503.19385).
 
         Args:
             observation: As for `act`.
             noise: As for `act`.
             reward: Function of actions ``(N, H, A)`` in SI units with values ``(N,)``; more is better.
-            budget: Most evaluations of the network, at least one per step.
+            budget: Most evaluations of the field, at least one per step; one evaluates all parents of a composition.
             generator: Source of the noise that makes the candidates differ.
 
         Returns:
@@ -131,12 +134,12 @@ class Policy(nn.Module):
         """
         self.spec.check(observation)
         field = self.bind({name: _tensor(value)[None] for name, value in observation.items()})
-        start = self._start(_tensor(noise)[None])
+        start = self.start(_tensor(noise)[None])
         found = rollover(field, lambda data: reward(self._actions(data)), start, self.grid, generator, budget)
         return found._replace(chunk=self._actions(found.chunk))
 
-    def _start(self, noise: Tensor) -> Tensor:
-        """Start noise as large as normal data with noise are at the first time of the grid."""
+    def start(self, noise: Tensor) -> Tensor:
+        """Scale standard normal noise by the temperature and to the size of noisy normal data where the grid begins."""
         return self.temperature * math.hypot(self.grid[0], 1 - self.grid[0]) * noise
 
     def _actions(self, data: Tensor) -> Tensor:
@@ -190,10 +193,19 @@ class Policy(nn.Module):
 
     @classmethod
     def from_bytes(cls, weights: bytes, settings: bytes, owner: str) -> Policy:
-        """Rebuild a policy from `to_bytes`; ``owner`` is named in errors."""
-        policy = cls.build(json.loads(settings))
+        """Rebuild a policy from `to_bytes`; ``owner`` is named in errors.
+
+        Raises:
+            ContractError: One of the two is damaged, or they do not fit each other.
+        """
+        try:
+            policy = cls.build(json.loads(settings))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ContractError(f"{SETTINGS} of {owner} cannot be read: {error!r}; {COPY_AGAIN}") from error
         try:
             policy.load_state_dict(load(weights), strict=True)
+        except SafetensorError as error:
+            raise ContractError(f"{WEIGHTS} of {owner} is damaged: {error}; {COPY_AGAIN}") from error
         except RuntimeError as error:
             raise ContractError(f"{WEIGHTS} of {owner} does not fit its {SETTINGS}: {error}") from error
         return policy.eval()

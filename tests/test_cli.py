@@ -1,5 +1,6 @@
 """The command line as its users meet it: real processes, real files."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kinoflow.cli import COMMANDS
+from kinoflow.cli import COMMANDS, call
 
 
 def kinoflow(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -39,8 +40,10 @@ def test_an_unknown_command_is_refused() -> None:
     [
         (("train", "flowdit", "--data", "none.hdf5", "--out", "run"), "kinoflow collect --out none.hdf5"),
         (("train", "nosuchhead", "--data", "x", "--out", "y"), "no head 'nosuchhead'"),
-        (("export", "none", "-o", "x.kfb"), "none"),
+        (("export", "none", "-o", "x.kfb"), "no policy at none"),
         (("eval", "none.kfb", "--episodes", "1"), "no policy at none.kfb"),
+        (("eval", "--no-baselines"), "give a policy"),
+        (("eval", "--env", "Nowhere-v0"), "no environment 'Nowhere-v0'; choose one of kinoflow/"),
         (("data", "none.hdf5"), "no episode file"),
         (("bench", "none.kfb"), "no such file"),
         (("run", "none.kfb"), "no such file"),
@@ -66,10 +69,26 @@ def test_from_episodes_to_an_evaluated_bundle(tmp_path: Path) -> None:
     assert trained["step"] == 30
     exported = step("export", "run", "-o", "policy.kfb")
     assert exported["max_error"] <= 1e-4
+    assert step("export", "policy.kfb", "-o", "new/again.kfb")["max_error"] == exported["max_error"], "of a bundle"
     report = step("eval", "policy.kfb", "run", "--episodes", "2", "--out", "report")
     assert report["baselines"]["run"]["difference"]["success"]["mean"] == 0, "a bundle does what its run directory does"
     assert report["baselines"]["expert"]["success"]["mean"] == 1.0
     assert (tmp_path / "report/paths.png").exists()
+
+
+@pytest.mark.parametrize(("command", "kept"), [("collect", True), ("compose", False), ("eval", False)])
+def test_an_interrupted_command_says_what_is_kept(
+    command: str, kept: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"kinoflow.commands.{command}")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "command", interrupted)
+    assert call(command, []) == 130
+    error = capsys.readouterr().err
+    assert "interrupted" in error and ("what was finished is kept" in error) == kept
 
 
 def test_shadowed_packages_stop_the_import(tmp_path: Path) -> None:

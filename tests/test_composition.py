@@ -24,6 +24,11 @@ def act(policy: Policy, seed: int = 0) -> np.ndarray:
     return policy.act(*request(policy.spec, seed))
 
 
+def sampled(policy: Policy, steps: int, temperature: float) -> Policy:
+    """The same policy with another sampler."""
+    return Policy(policy.head, policy.normaliser, steps, temperature).eval()
+
+
 def test_parents_of_both_kinds_and_with_their_own_observations_make_one_policy() -> None:
     both = compose([flow(), diffusion()], [0.6, 0.4])
     assert both.spec.observations == (POSE, CORNERS) and both.spec.action == ACTIONS
@@ -120,11 +125,14 @@ def test_each_parent_sees_its_own_history() -> None:
     assert both.spec.history == 3
     observation, *rest = request(both.spec)
     changed = {"pose": observation["pose"] + np.array([[1.0], [0.0], [0.0]], np.float32)}
-    one_hot = compose([long, short], [0, 1])
-    np.testing.assert_array_equal(
-        one_hot.act(seen_by(short, observation), *rest), one_hot.act(seen_by(short, changed), *rest)
-    )
     assert np.abs(both.act(observation, *rest) - both.act(changed, *rest)).max() > 0
+    x, t = torch.from_numpy(rest[0])[None], torch.tensor([0.4])
+
+    def data(policy: Policy, seen: dict[str, np.ndarray]) -> torch.Tensor:
+        return policy.bind({k: torch.from_numpy(v)[None] for k, v in seen_by(policy, seen).items()})(x, t).data
+
+    by_both, by_long = (data(policy, changed) - data(policy, observation) for policy in (both, long))
+    torch.testing.assert_close(by_both, by_long / 2, atol=1e-5, rtol=0)  # the other parent sees no change
 
 
 def test_weights_per_step_and_component() -> None:
@@ -164,8 +172,20 @@ def test_units_of_a_parent_are_converted_exactly_at_every_time() -> None:
     torch.testing.assert_close(both.bind(batch)(x, t).data, expected, atol=1e-5, rtol=0)
 
 
-def test_averaging_actions_is_the_mean_of_finished_chunks() -> None:
-    a, b = flow(0), diffusion(1, steps=5)
+def test_units_that_nearly_agree_are_converted_exactly_where_there_is_no_noise() -> None:
+    factor = torch.tensor([1.0, 1.03])
+    lead, other = flow(0), flow(2, scale=2 * factor)
+    both = compose([lead, other], [0.6, 0.4])
+    observation, noise, *_ = request(both.spec)
+    batch = {name: torch.from_numpy(value)[None] for name, value in observation.items()}
+    x, t = torch.from_numpy(noise)[None], torch.ones(1)
+    expected = 0.6 * lead.bind(batch)(x, t).data + 0.4 * factor * other.bind(batch)(x / factor, t).data
+    torch.testing.assert_close(both.bind(batch)(x, t).data, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_averaging_actions_is_the_mean_of_finished_chunks(temperature: float) -> None:
+    a, b = sampled(flow(0), 4, temperature), diffusion(1, steps=5)
     both = compose([a, b], [0.5, 0.5], level="action")
     observation, *rest = request(both.spec)
     parts = [parent.act(seen_by(parent, observation), *rest) for parent in (a, b)]
@@ -213,11 +233,33 @@ def test_a_diffusion_parent_goes_into_a_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"), [([0.5, 0.4], "have to sum to 1"), ([1.0], "2 policies but 1 weights")]
+    ("weights", "message"),
+    [
+        ([0.5, 0.4], "have to sum to 1"),
+        ([0, 0], "have to sum to 1"),
+        ([float("nan"), 1.0], "sum to nan"),
+        ([1.0], "2 policies but 1 weights"),
+        ([[0.5] * 5, [0.5] * 5], r"has the shape \(5, 1\), the chunk of the composition has \(8, 2\); give a number"),
+        ([[[0.5] * 3] * 8, [[0.5] * 3] * 8], r"has the shape \(8, 3\)"),
+        ([[[[0.5]]], 0.5], r"has the shape \(1, 1, 1\)"),
+        ([[0.5] * 5, [0.5] * 8], "weights: The size of tensor"),
+        ([[0.5, [0.5]], 0.5], "weights: .*inhomogeneous"),
+        (["half", 0.5], "weights: could not convert"),
+    ],
 )
-def test_wrong_weights_are_refused(weights: list[float], message: str) -> None:
+def test_wrong_weights_are_refused(weights: list[Any], message: str) -> None:
     with pytest.raises(ContractError, match=message):
         compose([flow(), flow(2)], weights)
+
+
+def test_weights_may_be_arrays(tmp_path: Path) -> None:
+    a, b = flow(0), flow(2)
+    plain = act(compose([a, b], [[0.25] * 8, [0.75] * 8]))
+    for one, other in ((np.full(8, 0.25), np.full(8, 0.75)), (np.float32(0.25), torch.full((8, 2), 0.75))):
+        both = compose([a, b], [one, other])
+        both.save(tmp_path)
+        np.testing.assert_allclose(act(both), plain, atol=1e-6)
+        np.testing.assert_array_equal(act(Policy.load(tmp_path)), act(both))
 
 
 def test_negative_weights_push_away() -> None:
@@ -253,3 +295,25 @@ def test_a_head_that_jumps_is_composed_as_actions_only() -> None:
 def test_the_composition_is_in_the_units_of_its_heaviest_parent() -> None:
     both = compose([flow(0, offset=1.0, steps=3), flow(2, steps=6)], [0.4, 0.6])
     assert both.steps == 6 and getattr(both.normaliser, f"{ACTION}_offset").tolist() == [0.0, 0.0]
+
+
+def test_the_sampler_is_that_of_the_heaviest_also_where_it_is_a_consensus() -> None:
+    inner = sampled(compose([flow(0, offset=1.0), flow(2)], [0.5, 0.5]), 7, 0.5)
+    both = compose([inner, flow(3)], [0.6, 0.4])  # each parent of the consensus weighs less than the other policy
+    assert isinstance(both.head, Composition) and len(both.head.policies) == 3
+    assert (both.steps, both.temperature) == (7, 0.5)
+    assert getattr(both.normaliser, f"{ACTION}_offset").tolist() == [1.0, 1.0]
+    assert compose([inner, flow(3)], [0.6, 0.4], steps=2).steps == 2
+    with pytest.raises(ValueError, match="steps=0: sampling needs at least one step"):
+        compose([inner, flow(3)], [0.6, 0.4], steps=0)
+
+
+def test_finished_chunks_have_no_steps_to_choose(tmp_path: Path) -> None:
+    a, b = sampled(flow(0), 3, 0.5), flow(2)
+    both = compose([a, b], [0.6, 0.4], level="action")
+    assert (both.steps, both.temperature) == (1, 1.0) and [p.steps for p in both.head.policies] == [3, 4]  # type: ignore[union-attr]
+    with pytest.raises(ContractError, match=r"steps=7: finished chunks are averaged in 1 step; .*A@7"):
+        compose([a, b], [0.6, 0.4], level="action", steps=7)
+    both.save(tmp_path / "both")
+    with pytest.raises(ContractError, match="steps=20"):
+        load_trained(f"{tmp_path}/both@20")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from policies.archive import BundleError
 from policies.bundle import GRAPH, Bundle
 from policies.chunk import hold_weights
-from policies.export import ExportReport, export
+from policies.export import ExportReport, _compare, _holds, _Plan, export
 from policies.flow import Estimate, from_velocity
 from policies.head import Head
 from policies.norm import Normaliser
@@ -153,6 +153,34 @@ def test_time_embeddings_are_folded_into_constants(graph: bytes, report: ExportR
 def test_the_graph_names_no_file_of_the_exporting_machine(graph: bytes) -> None:
     assert str(Path.cwd()).encode() not in graph
     assert b"site-packages" not in graph and b"test_bundle" not in graph
+
+
+def test_the_comparison_holds_on_to_some_actions_and_leaves_dropout_out(bundle: Bundle, report: ExportReport) -> None:
+    holds = np.stack(_holds(SPEC.horizon))
+    assert not holds[0].any() and holds[-1].all() and ((holds > 0) & (holds < 1)).any()
+    training = _Plan(make_policy().train())
+    assert training.policy.head.training
+    golden, error = _compare(training, bundle._policy)
+    assert error == report.max_error and 0 < golden["hold"].mean() < 1
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    policy = make_policy()
+    with torch.no_grad():
+        policy.head.get_parameter("outside.bias")[0] = math.nan
+    with pytest.raises(BundleError, match=r"head\.outside\.bias is not finite; training diverged"):
+        export(policy, tmp_path / "nan.kfb", provenance={})
+
+
+def test_a_policy_too_large_for_a_bundle_is_refused_before_it_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy()
+    size = sum(value.nbytes for value in policy.state_dict().values())
+    monkeypatch.setattr("policies.export.LIMIT", 2 * size - 1)
+    monkeypatch.setattr("policies.export._trace", None)
+    with pytest.raises(BundleError, match=f"has {size} bytes of weights, .* its limit is {2 * size - 1}"):
+        export(policy, tmp_path / "large.kfb", provenance={})
 
 
 def test_an_export_that_computes_something_else_is_refused(tmp_path: Path) -> None:

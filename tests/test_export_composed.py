@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from parents import diffusion, flow, request
 
+from policies.archive import BundleError
 from policies.bundle import GRAPH, Bundle
 from policies.composition import compose
 from policies.export import export
+from policies.flow import tail_weights
+from policies.manifest import Parent
 from policies.policy import Policy
 from policies.runtime.blend import share
 from policies.runtime.ensemble import Ensemble
@@ -49,6 +54,15 @@ def test_the_sampler_in_numpy_is_the_one_in_torch(tmp_path: Path, name: str) -> 
     assert bundle.disagreement > 0 and bundle.warning == ""
 
 
+def test_a_parent_that_computes_no_numbers_is_named(tmp_path: Path) -> None:
+    wild = flow(2)
+    with torch.no_grad():
+        for parameter in wild.head.parameters():
+            parameter.mul_(1e30)  # finite, but what it computes is not
+    with pytest.raises(BundleError, match=r"parent_1 \(FlowDiT\) is left out since .* its estimate is not finite"):
+        export(compose([flow(), wild], [0.6, 0.4]), tmp_path / "both.kfb", provenance={})
+
+
 def test_time_embeddings_are_tables() -> None:
     from policies.export import _graphs
 
@@ -69,6 +83,25 @@ def test_what_cannot_be_divided_stays_one_graph(tmp_path: Path, level: str) -> N
     bundle = Bundle.load(tmp_path / "both.kfb")
     assert bundle.manifest.consensus is None and GRAPH in bundle.manifest.parts and bundle.warning == ""
     np.testing.assert_allclose(bundle.act(*request(policy.spec)), policy.act(*request(policy.spec)), atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (0.9, -0.85, 0.95), (-0.3, 1.2, 0.1)])
+def test_the_sharing_in_numpy_is_the_one_in_torch(weights: tuple[float, ...]) -> None:
+    """Whoever is absent, action by action, weights of both signs included."""
+    windows, horizon = [(0, 7), (1, 8), (0, 9)], 9
+    rows = zip(windows, tail_weights(weights, windows, horizon), strict=True)
+    parents = [Parent("", (), 1, *window, tuple(map(tuple, given.tolist()))) for window, given in rows]
+    checked = 0
+    for present in itertools.product((True, False), repeat=3):
+        shares = share(parents, present)
+        for step in range(horizon):
+            plans = [here and b <= step < b + n for here, (b, n) in zip(present, windows, strict=True)]
+            if any(plan and weight > 0 for plan, weight in zip(plans, weights, strict=True)):
+                expected = torch.cat(tail_weights(weights, [(0, int(plan)) for plan in plans], 1))[:, 0]
+                assert shares is not None
+                np.testing.assert_allclose(shares.weights[:, 0, step, 0], expected, atol=1e-6)
+                checked += 1
+    assert checked > 2 * horizon
 
 
 def test_shares_of_those_who_are_there_are_those_of_a_smaller_composition() -> None:

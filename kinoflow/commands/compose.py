@@ -43,10 +43,14 @@ def command(
     """
     if seek == bool(weights):
         raise ValueError("give either --weights, one per policy, or --search")
+    if seek and level == "action":
+        raise ValueError("--search chooses weights of scores; leave --level action out, or give it with --weights")
+    for file in filter(None, (out, report)):
+        file.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before hours of search
     result = {}
     if seek:
         result = _search(policies, steps, config, report)
-        weights = tuple(result["weights"])
+        weights, steps = tuple(result["weights"]), result["steps"]
     composed = compose([load_trained(path) for path in policies], weights, level=level, steps=steps)
     written = {}
     if out:
@@ -64,11 +68,12 @@ def command(
 
 
 def _search(policies: Sequence[str], steps: int | None, config: SearchConfig, report: Path | None) -> dict[str, Any]:
-    for path in policies:
-        load_trained(path)  # what cannot be loaded is said before hours of search
-    steps = steps or load_trained(policies[0]).steps
+    def keep(result: dict[str, Any]) -> None:
+        if report:
+            replace_file(report, json_format.dumps(result).encode())
+
+    steps = load_trained(policies[0]).steps if steps is None else steps
     with progress_bar("episodes") as progress:
-        result = search(policies, steps, LOADER, config, progress)
-    if report:
-        replace_file(report, json_format.dumps(result).encode())
+        result = search(policies, steps, LOADER, config, progress, keep)
+    keep(result)
     return {key: value for key, value in result.items() if key != "rows"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,21 +11,23 @@ import tyro
 
 from kinoflow.console import show
 from policies.export import export
-from policies.policy import Policy
+from policies.load import load_trained
 
 
 def command(
-    run: tyro.conf.Positional[Path], out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], json: bool = False
+    policy: tyro.conf.Positional[str], out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], json: bool = False
 ) -> None:
-    """Write the best policy of a training run as one verified bundle.
+    """Write a policy as one verified bundle; of a training run that is the best one.
 
     Args:
-        run: Run directory of kinoflow train.
+        policy: Run directory of kinoflow train or import, bundle, lerobot:DIRECTORY or composition "(0.6*A + 0.4*B)".
         out: Bundle to write (.kfb).
         json: Print JSON.
     """
-    policy = Policy.load(run)
-    report = export(policy, out, provenance=json_format.loads((run / "run.json").read_text()))
+    trained, note = load_trained(policy), Path(policy) / "run.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    provenance = json_format.loads(note.read_text()) if os.path.exists(note) else {"policy": policy}
+    report = export(trained, out, provenance=provenance)
     result = {
         "bundle": str(out),
         "bytes": report.size,

@@ -63,8 +63,7 @@ def window(field: Field, begin: int, length: int) -> Field:
 def tail_weights(weights: Sequence[float], windows: Sequence[tuple[int, int]], horizon: int) -> tuple[Tensor, ...]:
     """Share the weight of absent parents among those present, action by action.
 
-    Where the weights of those present do not sum to something positive, as signed ones may not, the positive among
-    them share it alone.
+    Only positive weights grow or shrink, in proportion, until all sum to 1: negative ones push away as hard as before.
 
     Args:
         weights: One per parent.
@@ -80,14 +79,14 @@ def tail_weights(weights: Sequence[float], windows: Sequence[tuple[int, int]], h
     steps = torch.arange(horizon)
     present = [(begin <= steps) & (steps < begin + length) for begin, length in windows]
     shares = torch.stack([weight * here for weight, here in zip(weights, present, strict=True)])
-    shares = torch.where(shares.sum(0) > 0, shares, shares.clamp(min=0))
-    silent = (shares.sum(0) <= 0).nonzero().flatten().tolist()
+    pull, push = shares.clamp(min=0), shares.clamp(max=0)
+    silent = (pull.sum(0) == 0).nonzero().flatten().tolist()
     if silent:
         raise ValueError(
             f"tail_weights: no parent with a positive weight speaks about action {silent[0]} "
             f"(weights {list(weights)}, windows {list(windows)}); shorten the chunk to what one covers"
         )
-    return (shares / shares.sum(0))[..., None].unbind(0)
+    return (pull / pull.sum(0) * (1 - push.sum(0)) + push)[..., None].unbind(0)
 
 
 def shifted(field: Field, offset: float | Tensor) -> Field:

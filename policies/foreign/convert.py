@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from policies.bundle import SETTINGS
 from policies.files import replace_file
 from policies.norm import ACTION, Normaliser
 from policies.policy import Policy
@@ -41,8 +42,11 @@ def import_checkpoint(
         What run.json holds.
 
     Raises:
-        ContractError: The source is of no known kind, not trusted, cannot be reproduced or does not fit the contract.
+        ContractError: The source is of no known kind, not trusted, cannot be reproduced or does not fit the contract,
+            or there is a policy in ``out`` already.
     """
+    if (out / SETTINGS).exists():
+        raise ContractError(f"{out} holds a policy already; give another directory or remove this one")
     kind, path = _located(source, trust)
     policy = importlib.import_module(f"policies.foreign.{kind}").load(path)
     policy = adapted(policy, rename or {}, contract)

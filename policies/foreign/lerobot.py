@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -26,7 +27,7 @@ from policies.foreign.schedule import Schedule, betas
 from policies.foreign.unet import ConditionalUNet1d
 from policies.head import Head
 from policies.norm import ACTION, Normaliser
-from policies.policy import Policy
+from policies.policy import COPY_AGAIN, Policy
 from policies.spec import UNSTATED, ActionSpec, ContractError, Feature, Spec
 
 CONFIG, MODEL, TRAINING = "config.json", "model.safetensors", "train_config.json"
@@ -174,6 +175,8 @@ def load(path: Path) -> Policy:
         return _build(path, stored, _read(path / MODEL, load_file))
     except KeyError as error:
         raise ContractError(f"{path} lacks the setting {error}; load and save it with LeRobot 0.3 or newer") from error
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ContractError(f"{path} has a setting of another kind than LeRobot's: {error}; {COPY_AGAIN}") from error
 
 
 class Scaling(NamedTuple):
@@ -301,8 +304,8 @@ def _in_model(
     file: Path, stored: Mapping[str, Any], weights: dict[str, Tensor]
 ) -> tuple[Statistics, Statistics] | None:
     """Take the statistics of checkpoints before LeRobot 0.4 out of the model's tensors; None if it has none."""
-    _take(weights, "normalize_targets.")
-    found = _take(weights, "normalize_inputs.buffer_"), _take(weights, "unnormalize_outputs.buffer_")
+    take(weights, "normalize_targets.")
+    found = take(weights, "normalize_inputs.buffer_"), take(weights, "unnormalize_outputs.buffer_")
     if not any(found):
         return None
     keys = {key.replace(".", "_"): key for key in (*stored["input_features"], *stored["output_features"])}
@@ -330,26 +333,30 @@ def _tensors(weights: dict[str, Tensor], head: DiffusionPolicy) -> dict[str, Ten
     found: dict[str, Tensor] = {}
     for index in range(len(head.encoders)):
         number = f"{index}." if head.config.use_separate_rgb_encoder_per_camera else ""
-        encoder = _take(weights, f"diffusion.rgb_encoder.{number}")
+        encoder = take(weights, f"diffusion.rgb_encoder.{number}")
         encoder.pop("pool.pos_grid", None)
-        found |= _under(f"encoders.{index}.backbone.", vision.renamed(_take(encoder, "backbone.")))
-        found |= _under(f"encoders.{index}.", encoder)
+        found |= under(f"encoders.{index}.backbone.", vision.renamed(take(encoder, "backbone.")))
+        found |= under(f"encoders.{index}.", encoder)
     # torch.compile puts a module of its own around the network.
-    unet = {name.removeprefix("_orig_mod."): value for name, value in _take(weights, "diffusion.unet.").items()}
-    return found | _under("unet.", unet) | weights
+    unet = {name.removeprefix("_orig_mod."): value for name, value in take(weights, "diffusion.unet.").items()}
+    return found | under("unet.", unet) | weights
 
 
-def _take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Take the tensors under a prefix out of ``weights`` and return them without it."""
     return {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
 
 
-def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put tensors under a prefix."""
     return {prefix + name: value for name, value in weights.items()}
 
 
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text())
+def _json(file: Path) -> dict[str, Any]:
+    found = json.loads(file.read_text())
+    if not isinstance(found, dict):
+        raise TypeError(f"it holds a {type(found).__name__}")
+    return found
 
 
 def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
@@ -357,3 +364,5 @@ def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
         return reader(file)
     except FileNotFoundError as error:
         raise ContractError(f"{file} is missing; give the whole checkpoint directory ('pretrained_model')") from error
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise ContractError(f"{file} is damaged: {error}; {COPY_AGAIN}") from error

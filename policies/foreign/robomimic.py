@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from policies.foreign import unet, vision
-from policies.foreign.lerobot import UNLIMITED, Config, DiffusionPolicy
+from policies.foreign.lerobot import UNLIMITED, Config, DiffusionPolicy, take, under
 from policies.foreign.pickles import Checkpoint, entry, plain
 from policies.norm import ACTION, Normaliser
 from policies.policy import Policy
@@ -24,6 +24,16 @@ from policies.spec import ActionSpec, ContractError, Feature, Spec
 
 POSE_DELTA = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper_close")
 """Components of robosuite's operational space controller with a gripper, as our environments name them."""
+
+USUAL = {
+    "steps_offset": 0,
+    "timestep_spacing": "leading",
+    "set_alpha_to_one": True,
+    "rescale_betas_zero_snr": False,
+    "trained_betas": None,
+    "thresholding": False,
+}
+"""Settings of a noise scheduler that decide which levels it visits and how it ends, as `Schedule` does it."""
 
 Size = tuple[int, int]
 
@@ -74,7 +84,7 @@ def noise_settings(sampler: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ContractError: The scheduler does something `policies.foreign.schedule` does not.
     """
-    for name, usual in {"steps_offset": 0, "trained_betas": None, "thresholding": False}.items():
+    for name, usual in USUAL.items():
         if sampler.get(name, usual) != usual:
             raise ContractError(f"noise scheduler: {name} is {sampler[name]!r}, only {usual!r} can be imported")
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
@@ -94,15 +104,16 @@ def head_weights(
         encoder: Prefix of the observation encoder.
         features: Observed features.
     """
-    weights = _under("unet.", unet.renamed(_below(tensors, network)))
+    rest = dict(tensors)
+    weights = under("unet.", unet.renamed(take(rest, network)))
     for index, name in enumerate(images(features)):
         # The parts are stored twice, by name and as links of a chain: backbone, pool, flatten, linear layer.
-        links = _below(tensors, f"{encoder}obs_nets.{name}.nets.")
+        links = take(rest, f"{encoder}obs_nets.{name}.nets.")
         temperature = links.get("1.temperature", torch.ones(()))
-        keypoints = {key: value / temperature for key, value in _below(links, "1.nets.").items()}
-        weights |= _under(f"encoders.{index}.backbone.", vision.renamed(_below(links, "0.nets.")))
-        weights |= _under(f"encoders.{index}.pool.nets.", keypoints)
-        weights |= _under(f"encoders.{index}.out.", _below(links, "3."))
+        keypoints = {key: value / temperature for key, value in take(links, "1.nets.").items()}
+        weights |= under(f"encoders.{index}.backbone.", vision.renamed(take(links, "0.nets.")))
+        weights |= under(f"encoders.{index}.pool.nets.", keypoints)
+        weights |= under(f"encoders.{index}.out.", take(links, "3."))
     return weights
 
 
@@ -233,11 +244,3 @@ def _action(normaliser: Normaliser, config: Config, simulator: Mapping[str, Any]
     delta = arm.get("type") == "OSC_POSE" and arm.get("control_delta", arm.get("input_type") == "delta")
     names = POSE_DELTA if delta and count == len(POSE_DELTA) else ("",) * count
     return ActionSpec(names, ("",) * count, "", **reach), float(options.get("control_freq") or 0)
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in tensors.items()}

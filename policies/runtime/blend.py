@@ -35,23 +35,23 @@ class Shares(NamedTuple):
 def share(parents: Sequence[Parent], present: Sequence[bool]) -> Shares | None:
     """Share the weight of the absent among those who are there, action by action, as `policies.flow.tail_weights`.
 
-    Where the rest has no positive weight, those who plan this action and have one elsewhere share it equally; parents
-    that only push away never drive alone. An action that nobody plans repeats the one next to it.
+    Where none of the rest has a positive weight, those who plan this action and have one elsewhere share it equally;
+    parents that only push away never drive alone. An action that nobody plans repeats the one next to it.
 
     Returns:
         None if nobody is there who could drive.
     """
     given = np.array([parent.weights for parent in parents])
     there = np.array(present)[:, None, None]
-    weights = np.where((given * there).sum(0) > 0, given, given.clip(0)) * there
-    steps = np.arange(given.shape[1])
+    pull, steps = given.clip(min=0) * there, np.arange(given.shape[1])
     plans = [(p.begin <= steps) & (steps < p.begin + p.length) & (np.max(p.weights) > 0) for p in parents]
-    weights = np.where(weights.sum(0) > 0, weights, np.array(plans)[:, :, None] * there)
-    total = weights.sum(0)
+    pull = np.where(pull.sum(0) > 0, pull, np.array(plans)[:, :, None] * there)
+    total = pull.sum(0)
+    push = np.where(total > 0, given.clip(max=0) * there, 0)
     planned = np.flatnonzero(total.all(1))
     if not len(planned):
         return None
-    weights = weights / np.where(total > 0, total, 1)
+    weights = pull / np.where(total > 0, total, 1) * (1 - push.sum(0)) + push
     sizes = np.abs(weights) / np.maximum(np.abs(weights).sum(0), _EPS)
     rows = planned[np.abs(steps[:, None] - planned).argmin(1)] if len(planned) < len(steps) else None
     return Shares(weights[:, None].astype(np.float32), sizes.astype(np.float32), rows)

@@ -1,14 +1,17 @@
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_drivers import BLIND, CAUTIOUS, TOGETHER
+from tiny_ensemble import FAIL, make, request
+from toy_drivers import BLIND, CAUTIOUS, TOGETHER, UNSTATED
 
-from envs.evaluate import EvaluateConfig, as_text, evaluate, paired_difference, wilson
+from envs.drive import PolicyDriver
+from envs.evaluate import EvaluateConfig, as_text, driver_for, evaluate, paired_difference, wilson, world
 from kinoflow.figures import write_evaluation
+from policies.runtime.worker import InlineWorker
+from policies.spec import ContractError
 
 CONFIG = EvaluateConfig(episodes=6, workers=2)
 LOADER = "toy_drivers:load"
@@ -31,7 +34,7 @@ def test_paired_differences() -> None:
     difference = paired_difference([1, 1, 0, 1], [0, 1, 0, 0])
     half = 1.96 * np.std([1, 0, 0, 1], ddof=1) / 2
     assert difference == pytest.approx({"mean": 0.5, "low": 0.5 - half, "high": 0.5 + half})
-    assert math.isinf(paired_difference([1], [0])["high"])
+    assert paired_difference([1], [0]) == {"mean": 1, "low": None, "high": None}
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,46 @@ def test_the_report_is_json_and_becomes_figures(report: dict, tmp_path: Path) ->
 def test_a_policy_for_another_robot_is_refused() -> None:
     with pytest.raises(ValueError, match=r"goal|action names"):
         evaluate([BLIND], LOADER, replace(CONFIG, embodiment="drone", baselines=False), quiet)
+
+
+def test_a_rate_that_is_not_stated_is_that_of_the_environment(report: dict) -> None:
+    few = replace(CONFIG, baselines=False, episodes=1, workers=1)
+    assert evaluate([UNSTATED], LOADER, few, quiet)["rows"][UNSTATED] == report["rows"][BLIND][:1]
+
+
+@pytest.mark.parametrize(("policies", "name"), [([BLIND, CAUTIOUS, BLIND], BLIND), (["expert"], "expert")])
+def test_drivers_with_one_name_are_refused(policies: list[str], name: str) -> None:
+    with pytest.raises(ContractError, match=f"more than one is called {name}; give every policy once"):
+        evaluate(policies, LOADER, CONFIG, quiet)
+
+
+def test_nothing_to_evaluate_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to evaluate: give a policy"):
+        evaluate([], LOADER, replace(CONFIG, baselines=False), quiet)
+
+
+def test_no_action_to_execute_is_refused() -> None:
+    env = world(CONFIG)
+    with pytest.raises(ValueError, match="cannot execute 0 actions"):
+        driver_for(BLIND, make(), env, 0, replace(CONFIG, execute=0))
+
+
+def test_an_unknown_environment_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ContractError, match=r"no environment 'kinoflow/Naw-v0'; choose one of .*kinoflow/Nav-v0"):
+        evaluate([BLIND], LOADER, replace(CONFIG, env="kinoflow/Naw-v0"), quiet)
+
+
+def test_one_episode_is_reported_as_json() -> None:
+    single = evaluate([BLIND, CAUTIOUS], LOADER, replace(CONFIG, baselines=False, episodes=1), quiet)
+    assert (
+        json.loads(json.dumps(single, allow_nan=False))["baselines"][CAUTIOUS]["difference"]["success"]["low"] is None
+    )
+
+
+def test_an_episode_of_a_part_of_a_composition_is_none() -> None:
+    policy, (seen, *_) = make(), request(1.0, FAIL)
+    observation = {name: values[-1] for name, values in seen.items()}
+    with pytest.raises(RuntimeError, match=r"parent_1 .* is left out"):
+        PolicyDriver(InlineWorker(policy), seed=0).command(observation, 0.0)
+    part = PolicyDriver(InlineWorker(policy), seed=0, whole=False)
+    assert part.command(observation, 0.0) is not None and "parent_1" in part.runner.warning

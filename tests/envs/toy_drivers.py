@@ -1,5 +1,6 @@
 """Policies without a network, loaded by name in worker processes."""
 
+import dataclasses
 import math
 
 import gymnasium
@@ -8,7 +9,7 @@ import numpy as np
 import envs  # noqa: F401 (registers the environment)
 from policies.spec import Array, ChunkPolicy, Observation, Spec
 
-BLIND, CAUTIOUS, TOGETHER = "blind", "cautious", "together"
+BLIND, CAUTIOUS, TOGETHER, UNSTATED = "blind", "cautious", "together", "blind, at no stated rate"
 
 
 class StraightAhead:
@@ -42,4 +43,7 @@ class Together(StraightAhead):
 def load(name: str) -> ChunkPolicy:
     if name == TOGETHER:
         return Together(0.0)
-    return StraightAhead(1.0 if name == CAUTIOUS else 0.0)
+    policy = StraightAhead(1.0 if name == CAUTIOUS else 0.0)
+    if name == UNSTATED:
+        policy.spec = dataclasses.replace(policy.spec, rate_hz=0.0)
+    return policy

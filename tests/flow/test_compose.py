@@ -168,12 +168,14 @@ def test_the_weight_of_absent_parents_goes_to_those_present() -> None:
     torch.testing.assert_close(shares.T, torch.tensor(expected))
 
 
-def test_signed_weights_never_flip_on_the_tail() -> None:
+def test_signed_weights_neither_flip_nor_explode_on_the_tail() -> None:
     positive, negative = torch.stack(tail_weights([1.6, -0.6], [(0, 4), (0, 2)], 4))[..., 0]
     torch.testing.assert_close(positive, torch.tensor([1.6, 1.6, 1, 1]))
     torch.testing.assert_close(negative, torch.tensor([-0.6, -0.6, 0, 0]))
     shares = torch.stack(tail_weights([0.2, -0.6, 1.4], [(0, 3), (0, 3), (0, 2)], 3))[..., 0]
-    torch.testing.assert_close(shares.T, torch.tensor([[0.2, -0.6, 1.4], [0.2, -0.6, 1.4], [1, 0, 0]]))
+    torch.testing.assert_close(shares.T, torch.tensor([[0.2, -0.6, 1.4], [0.2, -0.6, 1.4], [1.6, -0.6, 0]]))
+    shares = torch.stack(tail_weights([0.9, -0.85, 0.95], [(0, 3), (0, 3), (0, 2)], 3))[..., 0]
+    torch.testing.assert_close(shares.T, torch.tensor([[0.9, -0.85, 0.95], [0.9, -0.85, 0.95], [1.85, -0.85, 0]]))
     with pytest.raises(ValueError, match="no parent with a positive weight speaks about action 2"):
         tail_weights([1.6, -0.6], [(0, 2), (0, 4)], 4)
 

@@ -45,6 +45,14 @@ def test_a_run_directory_holds_the_policy_and_where_it_came_from(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors", "run.json"]
     policy = load_policy(str(tmp_path))
     assert policy.spec.observations[0] == Feature("object", (4,), "", "")
+    assert Policy.load(tmp_path).steps == 5, "those of the checkpoint"
+
+
+def test_a_policy_that_is_there_already_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text("trained for days")
+    with pytest.raises(ContractError, match="holds a policy already; give another directory"):
+        import_checkpoint(f"robomimic:{POSE}", tmp_path, trust=True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["trained for days"]
 
 
 def test_the_contract_states_what_the_checkpoint_does_not(tmp_path: Path) -> None:

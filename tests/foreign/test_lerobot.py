@@ -183,6 +183,7 @@ def test_a_compiled_network_is_read(state: Path) -> None:
         assert torch.equal(plan(load(state), answers), plan(current, answers))
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no model": (lambda at: (at / "model.safetensors").unlink(), "model.safetensors is missing"),
     "no configuration": (lambda at: (at / "config.json").unlink(), "config.json is missing"),
@@ -202,8 +203,19 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "final_conv.1.bias",
     ),
     "leftover tensor": (lambda at: retensor(at / "model.safetensors", lambda all: all.update(x=torch.ones(1))), '"x"'),
+    "pointer": (lambda at: (at / "model.safetensors").write_bytes(POINTER), "model.safetensors is damaged: "),
+    "pointer, remedy": (lambda at: (at / "model.safetensors").write_bytes(POINTER), "run 'git lfs pull'"),
+    "cut off": (lambda at: cut(at / "model.safetensors"), "model.safetensors is damaged: "),
+    "no JSON": (lambda at: (at / "config.json").write_bytes(POINTER), "config.json is damaged: "),
+    "no text": (lambda at: (at / "config.json").write_bytes(b"\xff\xfe"), "config.json is damaged: "),
+    "list": (lambda at: (at / "config.json").write_text("[]"), "config.json is damaged: it holds a list"),
+    "kind": (lambda at: rewrite(at / "config.json", n_obs_steps=None), "has a setting of another kind than LeRobot's"),
     "size": (lambda at: rewrite(at / "config.json", down_dims=[16, 64]), "size mismatch"),
 }
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
 
 
 def remove(file: Path, key: str) -> None:

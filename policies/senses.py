@@ -1,4 +1,4 @@
-"""Senses: features that are computed from what a robot observes, on the way into a network and in nothing but numpy.
+"""Senses: features that are computed from what a robot observes, on the way into a network, with numpy and OpenCV only.
 
 A contract may name the feature of a sense. Whoever drives the policy then provides what the sense is computed from, see
 `outer`; training adds the feature to recorded episodes once (``kinoflow data --sense``).
@@ -19,12 +19,16 @@ from policies.spec import Array, ChunkPolicy, Feature, Observation, Spec
 FRAMES, SIDE = 16, 96  # of a goal video
 FOVY, HEIGHT, PITCH = 1.396, 1.2, 0.1745  # rad, m, rad: the head camera on its nominal mount
 CELLS = 24  # per side of the flow that is fitted
-FIT = 0.03  # share of the floor that has to move like a floor for a match
+FIT = 0.08  # share of the floor that has to move like a floor for a match
 NEAR = (1.0, 1.0, 0.8)  # m, m, rad: a displacement beyond is no match
 REACH = 3.0  # m
 SIMILAR = 0.2  # correlation with a frame, below which there is nothing to compare
-CANDIDATES = 6  # frames that are compared, those that look most alike
-AHEAD, TURNS = (0.2, 0.35, 0.5), (-0.3, 0.0, 0.3)  # m and rad, guesses of the step from frame to frame
+FAINT = 0.01  # share of the floor that has to fit where the length of a step is known
+AGREE = 0.15  # relative deviation of the steps between frames
+CONTRAST = 20.0  # grey levels between neighbouring pixels that are easy to follow
+CANDIDATES = 4  # frames that are compared, those that look most alike
+ONWARD = tuple((ahead, turn) for ahead in (0.2, 0.35, 0.55) for turn in (-0.3, 0.0, 0.3))  # guesses from frame to frame
+BESIDE = ((0.0, 0.0), (0.25, 0.0), (-0.25, 0.0), (0.0, 0.3), (0.0, -0.3))  # and from a picture to a frame
 FAR = 8.0  # m
 
 CAMERA = Feature("camera", (3, SIDE, SIDE), "1", "head_camera", "uint8")
@@ -84,11 +88,13 @@ def _nearest(camera: bytes, video: bytes) -> tuple[int, Array]:
     """Index of the frame that was taken nearest to a picture, and the displacement to it as `fit_displacement`."""
     (here,), frames = _pictures(camera), _pictures(video)
     similar = _thumbnails(video) @ _thumbnails(camera)[0]
-    candidates = np.argsort(similar)[-CANDIDATES:]
-    found = fit_displacement(np.stack([_cells(here, frames[frame]) for frame in candidates]))
-    found[similar[candidates] < SIMILAR] = 0  # nothing moves in a black picture, so every frame would fit
+    guesses, flows = _guesses(BESIDE)
+    tried = np.repeat(np.argsort(similar)[-CANDIDATES:], len(guesses))
+    cells = [_cells(here, frames[frame], flows[k % len(flows)]) for k, frame in enumerate(tried)]
+    found = fit_displacement(np.stack(cells), np.tile(guesses, (CANDIDATES, 1)), _texture(camera))
+    found[(similar[tried] < SIMILAR) | (found[:, 3] < FIT)] = 0  # in a black picture nothing moves, so all would fit
     best = int(found[:, 3].argmax())
-    return int(candidates[best]), found[best]
+    return int(tried[best]), found[best]
 
 
 @lru_cache(4)
@@ -107,37 +113,52 @@ def _thumbnails(content: bytes) -> Array:
 def _onward(video: bytes) -> Array:
     """Displacements ``(15, 3)`` from each frame of a video to the next.
 
-    The frames are farther apart than optical flow reaches, so it starts from several guesses and the best fit stays.
-    They are equally far apart; where nothing fits or not as far, the step is one straight ahead.
+    The frames are farther apart than optical flow reaches, so it starts from several guesses. They are equally far
+    apart: all fits together tell how far, and of each pair the best fit that agrees is taken. Where none does, the step
+    is one straight ahead.
     """
-    frames, steps = _pictures(video), []
-    for pair in pairwise(frames):
-        tried = fit_displacement(np.stack([_cells(*pair, guess) for guess in _guesses()]))
-        steps.append(tried[tried[:, 3].argmax(), :4])
-    found = np.stack(steps)
-    lengths = np.linalg.norm(found[:, :2], axis=1)
-    usual = float(np.median(lengths[found[:, 3] > 0])) if found[:, 3].any() else AHEAD[1]
-    fits = (found[:, 3:] > 0) & (np.abs(lengths - usual) < 0.4 * usual)[:, None]
-    return np.where(fits, found[:, :3], np.array([usual, 0, 0], np.float32))
+    guesses, flows = _guesses(ONWARD)
+    cells = [[_cells(*pair, guess) for guess in flows] for pair in pairwise(_pictures(video))]
+    texture = _texture(video)
+    found = np.stack([fit_displacement(np.stack(tried), guesses, texture[k]) for k, tried in enumerate(cells)])
+    lengths, fits = np.linalg.norm(found[..., :2], axis=-1), found[..., 3]
+    choices = np.linspace(ONWARD[0][0], ONWARD[-1][0], 30)
+    agreeing = np.abs(lengths - choices[:, None, None]) < AGREE * choices[:, None, None]
+    usual = choices[(agreeing * fits).max(-1).sum(-1).argmax()]
+    best = np.where(np.abs(lengths - usual) < AGREE * usual, fits, 0)
+    steps = found[np.arange(FRAMES - 1), best.argmax(1), :3]
+    return np.where(best.max(1, keepdims=True) > FAINT, steps, np.array([usual, 0, 0], np.float32))
 
 
-@lru_cache(1)
-def _guesses() -> list[Array]:
-    """Flow ``(2, 96, 96)`` of the floor for steps ahead as far as the frames of a video may be apart."""
-    steps = [(ahead, 0.5 * ahead * turn, turn) for ahead in AHEAD for turn in TURNS]
-    return [_floor_flow(np.array(step)).reshape(SIDE, SIDE, 2).transpose(2, 0, 1) for step in steps]
+@lru_cache(2)
+def _guesses(steps: tuple[tuple[float, float], ...]) -> tuple[Array, Array]:
+    """Displacements ``(N, 3)`` for steps ahead in m that turn by rad, and their flow ``(N, 2, 96, 96)``."""
+    moved = np.array([(ahead, 0.5 * ahead * turn, turn) for ahead, turn in steps])
+    return moved, _floor_flow(moved, SIDE).reshape(-1, SIDE, SIDE, 2).transpose(0, 3, 1, 2)
 
 
-def _floor_flow(step: Array) -> Array:
-    """Exact flow ``(pixels, 2)`` of the floor, and above the horizon of a wall `FAR` away, for a displacement."""
-    places = _grid(SIDE)
+def _floor_flow(steps: Array, cells: int) -> Array:
+    """Exact flow of the floor, and above the horizon of a wall `FAR` away, for displacements ``(N, 3)``.
+
+    Returns:
+        ``(N, cells * cells, 2)`` px right and down at the centres of a grid over the picture.
+    """
+    places, points = _scene(cells)
+    x, y, turn = (part[:, None] for part in steps.T)
+    cos, sin = np.cos(turn), np.sin(turn)
+    ahead, left = points[:, 2] - x, -points[:, 0] - y
+    down = np.broadcast_to(points[:, 1], ahead.shape)
+    moved = np.stack([sin * ahead - cos * left, down, np.maximum(cos * ahead + sin * left, 0.1)], -1) @ _LEVELLING
+    return np.clip(moved[..., :2] / np.maximum(moved[..., 2:], 0.1) * _FOCAL - places, -SIDE, SIDE)
+
+
+@lru_cache(2)
+def _scene(cells: int) -> tuple[Array, Array]:
+    """Centres ``(P, 2)`` of a grid in px from the middle, row by row, and what they see there, ``(P, 3)`` m."""
+    along = (np.arange(cells) + 0.5) * (SIDE / cells) - 0.5 * SIDE
+    places = np.stack(np.meshgrid(along, along), -1).reshape(-1, 2)
     rays = np.concatenate([places / _FOCAL, np.ones((len(places), 1))], 1) @ _LEVELLING.T
-    points = rays * np.minimum(HEIGHT / np.maximum(rays[:, 1:2], 1e-3), FAR)
-    cos, sin = np.cos(step[2]), np.sin(step[2])
-    ahead, left = points[:, 2] - step[0], -points[:, 0] - step[1]
-    moved = np.stack([sin * ahead - cos * left, points[:, 1], np.maximum(cos * ahead + sin * left, 0.1)], 1)
-    moved = moved @ _LEVELLING
-    return np.clip(moved[:, :2] / np.maximum(moved[:, 2:], 0.1) * _FOCAL - places, -SIDE, SIDE)
+    return places, rays * np.minimum(HEIGHT / np.maximum(rays[:, 1:2], 1e-3), FAR)
 
 
 def _cells(first: Array, second: Array, guess: Array | None = None) -> Array:
@@ -146,6 +167,17 @@ def _cells(first: Array, second: Array, guess: Array | None = None) -> Array:
 
     cell = SIDE // CELLS
     return dis_flow(first, second, guess).reshape(2, CELLS, cell, CELLS, cell).mean((2, 4)).reshape(2, -1).T
+
+
+def _texture(content: bytes) -> Array:
+    """How much there is to see in each cell of pictures, ``(N, cells)`` in [0, 1]."""
+    grey = _pictures(content).mean(1)
+    slope = np.zeros_like(grey)
+    slope[:, 1:] += np.abs(np.diff(grey, axis=1))
+    slope[:, :, 1:] += np.abs(np.diff(grey, axis=2))
+    cell = SIDE // CELLS
+    steepest = slope.reshape(-1, CELLS, cell, CELLS, cell).max((2, 4)).reshape(-1, CELLS**2)
+    return np.clip(steepest / CONTRAST, 0, 1)
 
 
 def _compose(first: Array, second: Array) -> Array:
@@ -159,56 +191,47 @@ def _inverse(step: Array) -> Array:
     return np.array([-cos * step[0] - sin * step[1], sin * step[0] - cos * step[1], -step[2]])
 
 
-def fit_displacement(flow: Array) -> Array:
+def fit_displacement(flow: Array, start: Array, texture: Array) -> Array:
     """Fit planar displacements to the flow of a floor.
 
-    What does not move like a floor loses weight, see `policies.egomotion.robust_twist_of`, which is the same in torch.
+    Gauss-Newton steps; what does not move like the floor loses weight from step to step (Geman & McClure's weights by
+    graduated non-convexity, as in `policies.egomotion.robust_twist_of`).
 
     Args:
-        flow: ``(N, cells, 2)`` px right and down, cells row by row.
+        flow: ``(N, cells * cells, 2)`` px right and down.
+        start: ``(N, 3)`` displacements to begin with.
+        texture: ``(cells * cells,)``, or one per flow, in [0, 1]; where there is none, flow stays as it was guessed.
 
     Returns:
-        ``(N, 5)`` float32: m, m, rad, share of the floor that fits, error of the fit in px. 0 where too little fits.
+        ``(N, 5)`` float32: m, m, rad, share of the floor that fits, error of the fit in px; 0 beyond `NEAR`.
     """
-    relation, prior = _relation(_PLACES + 0.5 * flow)  # where each point was halfway: an error of third order only
-    trust = prior
-    for scale in (*(NOISE_PX * 2.0**k for k in reversed(range(ROUNDS))), 0.0):
+    moved, prior = start.astype(float), np.broadcast_to(np.maximum(_prior() * texture, 1e-9), flow.shape[:2])
+    for scale in (np.inf, *(NOISE_PX * 2.0**k for k in reversed(range(ROUNDS))), NOISE_PX):
+        predicted = _floor_flow(moved, CELLS)
+        relation = np.stack([(_floor_flow(moved + unit, CELLS) - predicted) / SMALL for unit in SMALL * np.eye(3)], -1)
+        missing = flow - predicted
+        trust = prior / (1 + (missing**2).sum(-1) / scale**2) ** 2
         weighted = trust[..., None, None] * relation
         matrix = np.einsum("ncia,ncib->nab", weighted, relation) + RIDGE * np.eye(3)
-        moved = np.linalg.solve(matrix, np.einsum("ncia,nci->na", weighted, flow)[..., None])[..., 0]
-        distance = np.linalg.norm(flow - np.einsum("ncia,na->nci", relation, moved), axis=-1)
-        if scale:
-            trust = prior / (1 + (distance / scale) ** 2) ** 2
+        moved = moved + np.linalg.solve(matrix, np.einsum("ncia,nci->na", weighted, missing)[..., None])[..., 0]
+    distance = np.linalg.norm(flow - _floor_flow(moved, CELLS), axis=-1)
+    trust = prior / (1 + (distance / NOISE_PX) ** 2) ** 2
     fit = trust.sum(1) / prior.sum(1)
     error = (trust * distance).sum(1) / np.maximum(trust.sum(1), 1e-9)
-    matched = (fit > FIT) & (np.abs(moved) < NEAR).all(1)
     found = np.concatenate([moved, fit[:, None], error[:, None]], 1).astype(np.float32)
-    return np.where(matched[:, None], found, np.float32(0))
+    return np.where((np.abs(moved) < NEAR).all(1)[:, None], found, np.float32(0))
 
 
-def _relation(places: Array) -> tuple[Array, Array]:
-    """Flow in px per displacement ``(..., 2, 3)`` in m, m and rad at ``(..., 2)`` places of the floor, with trust."""
-    rays = np.concatenate([places / _FOCAL, np.ones((*places.shape[:-1], 1))], -1)
-    near = np.maximum((rays @ _LEVELLING.T)[..., 1], 0) / HEIGHT  # 1 / depth of the floor, 0 above the horizon
-    motion = -_FORWARD_LEFT * near[..., None, None] - np.cross(_TURN, rays)[..., None, :] * _TURNS
-    relation = _FOCAL * (motion[..., :2] - rays[..., None, :2] * motion[..., 2:])
-    return np.swapaxes(relation, -1, -2), near / near.max(-1, keepdims=True)
+@lru_cache(1)
+def _prior() -> Array:
+    """Trust ``(P,)`` in cells before anything is known: the nearer the floor, the less may stand in front of it."""
+    _, points = _scene(CELLS)
+    return np.where(points[:, 2] < FAR - 1, points[:, 2].min() / points[:, 2], 0)
 
 
-ROUNDS, NOISE_PX, RIDGE = 6, 0.25, 1e-4
+ROUNDS, NOISE_PX, RIDGE, SMALL = 5, 0.5, 1e-4, 1e-3
 _FOCAL = 0.5 * SIDE / np.tan(0.5 * FOVY)
 _LEVELLING = np.array([[1, 0, 0], [0, np.cos(PITCH), np.sin(PITCH)], [0, -np.sin(PITCH), np.cos(PITCH)]])
-_FORWARD_LEFT = np.array([[0, 0, 1], [-1, 0, 0], [0, 0, 0]]) @ _LEVELLING  # camera velocity per component of the twist
-_TURN, _TURNS = np.array([0, -1, 0]) @ _LEVELLING, np.array([0, 0, 1])[:, None]
-
-
-def _grid(cells: int) -> Array:
-    """Centres ``(cells * cells, 2)`` of a grid over the picture in px from its middle, row by row."""
-    along = (np.arange(cells) + 0.5) * (SIDE / cells) - 0.5 * SIDE
-    return np.stack(np.meshgrid(along, along), -1).reshape(-1, 2)
-
-
-_PLACES = _grid(CELLS)
 
 SENSES = {
     "goal_path": Sense(Feature("goal_path", (FRAMES, 4), "m, rad, 1", "base_link"), (CAMERA, GOAL_VIDEO), goal_path)

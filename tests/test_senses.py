@@ -116,6 +116,6 @@ def test_contracts_without_senses_stay_as_they_are() -> None:
 
 
 def test_the_camera_is_the_one_of_the_environment() -> None:
-    assert (senses.SIDE, senses.FRAMES) == (VideoNavEnv("wheeled", images=False).picture_size, FRAMES_OF_A_VIDEO)
+    assert (VideoNavEnv("wheeled", images=False).picture_size, FRAMES_OF_A_VIDEO) == (senses.SIDE, senses.FRAMES)
     geometry = senses.FOVY, senses.HEIGHT, senses.PITCH
     np.testing.assert_allclose(geometry, (CAMERA_FOVY, CAMERA_HEIGHT, CAMERA_PITCH), rtol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
 from typing import Any
 
@@ -38,10 +39,8 @@ class SceneRenderer:
     """
 
     def __init__(self) -> None:
-        self._context: Any = None
         self._model: mujoco.MjModel | None = None
         self._scene: Any = None
-        self._drawing: Any = None
         self._option = mujoco.MjvOption()
         reason = unavailable()
         if reason:
@@ -49,7 +48,10 @@ class SceneRenderer:
                 f"no picture can be rendered ({reason}); on Debian or Ubuntu: apt-get install libegl1 libgl1, "
                 "then set MUJOCO_GL=egl before starting Python"
             )
-        self._context = mujoco.GLContext(1, 1)
+        self._held: dict[str, Any] = {"context": mujoco.GLContext(1, 1)}
+        # not __del__: at the end of the process that comes after OpenGL has gone
+        self.close = weakref.finalize(self, _free, self._held)
+        """Free everything; safe to call twice."""
 
     def shoot(
         self,
@@ -73,39 +75,34 @@ class SceneRenderer:
         Returns:
             ``(H, W, 3)`` uint8, or ``(H, W)`` float32 in m.
         """
-        self._context.make_current()
+        self._held["context"].make_current()
         if model is not self._model:
             self._load(model)
         self._option.geomgroup[:] = 0
         self._option.geomgroup[list(groups)] = 1
         mujoco.mjv_updateScene(model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         rect = mujoco.MjrRect(0, 0, size[1], size[0])
-        mujoco.mjr_render(rect, self._scene, self._drawing)
+        drawing = self._held["drawing"]
+        mujoco.mjr_render(rect, self._scene, drawing)
         pixels = np.empty(size, np.float32) if depth else np.empty((*size, 3), np.uint8)
-        mujoco.mjr_readPixels(None if depth else pixels, pixels if depth else None, rect, self._drawing)
+        mujoco.mjr_readPixels(None if depth else pixels, pixels if depth else None, rect, drawing)
         return _metres(model, pixels[::-1]) if depth else pixels[::-1]
 
     def _load(self, model: mujoco.MjModel) -> None:
         if self._model is not None:
-            self._drawing.free()
+            self._held.pop("drawing").free()
         self._model, self._scene = model, mujoco.MjvScene(model, MAX_GEOMS)
         self._scene.flags[[int(flag) for flag in SLOW]] = 0
-        self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        self._drawing.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # precise far away
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._drawing)
+        drawing = self._held["drawing"] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        drawing.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # precise far away
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawing)
 
-    def close(self) -> None:
-        """Free everything; safe to call twice."""
-        if self._context is None:
-            return
-        self._context.make_current()  # else it would free what another context draws
-        if self._model is not None:
-            self._drawing.free()
-        self._context.free()
-        self._context = self._model = None
 
-    def __del__(self) -> None:
-        self.close()
+def _free(held: dict[str, Any]) -> None:
+    held["context"].make_current()  # else it would free what another context draws
+    for name in ("drawing", "context"):
+        if name in held:
+            held.pop(name).free()
 
 
 def _metres(model: mujoco.MjModel, buffer: Array) -> Array:

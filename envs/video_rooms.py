@@ -312,7 +312,7 @@ def _sample_walk(room: VideoRoom, rng: np.random.Generator, winding: bool) -> Wa
     routes = room.map.routes(sample_point(room, rng, clearance=0.8))
     finals = rng.permutation(np.array(room.landmarks, object))
     for final in sorted(finals, key=lambda item: item.kind != DOOR) if rng.random() < DOORS else finals:
-        path = _path(room, routes, final)
+        path = path_to(room, routes, final)
         if path is None or (winding and room.clearance(np.linspace(path[0, :2], path[-1, :2], 80)).min() > NARROW):
             continue
         passed = [(item, middle) for item in room.landmarks if item != final and (middle := _passes(room, path, item))]
@@ -322,7 +322,7 @@ def _sample_walk(room: VideoRoom, rng: np.random.Generator, winding: bool) -> Wa
     return None
 
 
-def _path(room: VideoRoom, routes: Routes, final: Landmark) -> Array | None:
+def path_to(room: VideoRoom, routes: Routes, final: Landmark) -> Array | None:
     """The path ``(N, 3)`` to a landmark, None if there is none that a robot can follow and that ends facing it."""
     ends = room.map.points[final.in_front(room.map.points)]
     end = routes.nearest(ends[room.clearance(ends) > CLEARANCE])

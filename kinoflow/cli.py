@@ -15,10 +15,11 @@ COMMANDS = {
     "eval": "evaluate policies on paired seeds beside the baselines",
     "export": "write a trained policy as one verified bundle",
     "bench": "measure a bundle's latency beside its peers",
+    "imagine": "make a goal video from an instruction, check it and try again: kinoflow imagine TEXT -o goal.mp4",
     "run": "run a bundle on a simulated robot as real processes, in real time",
 }
 
-KEEPING = ("demo", "collect", "train")  # called again, they go on after what they had finished
+KEEPING = ("demo", "collect", "train", "imagine")  # called again, they go on after what they had finished
 
 
 def main() -> None:

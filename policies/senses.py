@@ -23,8 +23,10 @@ FIT = 0.08  # share of the floor that has to move like a floor for a match
 NEAR = (1.0, 1.0, 0.8)  # m, m, rad: a displacement beyond is no match
 REACH = 3.0  # m
 SIMILAR = 0.2  # correlation with a frame, below which there is nothing to compare
+GOOD = 0.35  # share with which no other guess is tried
 FAINT = 0.01  # share of the floor that has to fit where the length of a step is known
 AGREE = 0.15  # relative deviation of the steps between frames
+LEAST = 0.1  # share of the floor that has to stay in the picture
 CONTRAST = 20.0  # grey levels between neighbouring pixels that are easy to follow
 CANDIDATES = 4  # frames that are compared, those that look most alike
 ONWARD = tuple((ahead, turn) for ahead in (0.2, 0.35, 0.55) for turn in (-0.3, 0.0, 0.3))  # guesses from frame to frame
@@ -86,15 +88,21 @@ def _pictures(content: bytes) -> Array:
 @lru_cache(4)  # a history shows most pictures twice
 def _nearest(camera: bytes, video: bytes) -> tuple[int, Array]:
     """Index of the frame that was taken nearest to a picture, and the displacement to it as `fit_displacement`."""
-    (here,), frames = _pictures(camera), _pictures(video)
+    (here,), frames, texture = _pictures(camera), _pictures(video), _texture(camera)
     similar = _thumbnails(video) @ _thumbnails(camera)[0]
-    guesses, flows = _guesses(BESIDE)
-    tried = np.repeat(np.argsort(similar)[-CANDIDATES:], len(guesses))
-    cells = [_cells(here, frames[frame], flows[k % len(flows)]) for k, frame in enumerate(tried)]
-    found = fit_displacement(np.stack(cells), np.tile(guesses, (CANDIDATES, 1)), _texture(camera))
-    found[(similar[tried] < SIMILAR) | (found[:, 3] < FIT)] = 0  # in a black picture nothing moves, so all would fit
-    best = int(found[:, 3].argmax())
-    return int(tried[best]), found[best]
+    alike = [
+        frame for frame in np.argsort(similar)[-CANDIDATES:] if similar[frame] > SIMILAR
+    ]  # none in a black picture
+    nearest, best = 0, np.zeros(5, np.float32)
+    for guess, flow in zip(*_guesses(BESIDE), strict=True):
+        if best[3] > GOOD or not alike:
+            break
+        cells = np.stack([_cells(here, frames[frame], flow) for frame in alike])
+        found = fit_displacement(cells, np.tile(guess, (len(alike), 1)), texture)
+        first = int(found[:, 3].argmax())
+        if found[first, 3] > max(FIT, best[3]):
+            nearest, best = int(alike[first]), found[first]
+    return nearest, best
 
 
 @lru_cache(4)
@@ -210,16 +218,22 @@ def fit_displacement(flow: Array, start: Array, texture: Array) -> Array:
         predicted = _floor_flow(moved, CELLS)
         relation = np.stack([(_floor_flow(moved + unit, CELLS) - predicted) / SMALL for unit in SMALL * np.eye(3)], -1)
         missing = flow - predicted
-        trust = prior / (1 + (missing**2).sum(-1) / scale**2) ** 2
+        trust = prior * _inside(predicted) / (1 + (missing**2).sum(-1) / scale**2) ** 2
         weighted = trust[..., None, None] * relation
         matrix = np.einsum("ncia,ncib->nab", weighted, relation) + RIDGE * np.eye(3)
         moved = moved + np.linalg.solve(matrix, np.einsum("ncia,nci->na", weighted, missing)[..., None])[..., 0]
-    distance = np.linalg.norm(flow - _floor_flow(moved, CELLS), axis=-1)
-    trust = prior / (1 + (distance / NOISE_PX) ** 2) ** 2
-    fit = trust.sum(1) / prior.sum(1)
+    predicted = _floor_flow(moved, CELLS)
+    distance, seen = np.linalg.norm(flow - predicted, axis=-1), prior * _inside(predicted)
+    trust = seen / (1 + (distance / NOISE_PX) ** 2) ** 2
+    fit = trust.sum(1) / np.maximum(seen.sum(1), LEAST * prior.sum(1))
     error = (trust * distance).sum(1) / np.maximum(trust.sum(1), 1e-9)
     found = np.concatenate([moved, fit[:, None], error[:, None]], 1).astype(np.float32)
     return np.where((np.abs(moved) < NEAR).all(1)[:, None], found, np.float32(0))
+
+
+def _inside(flow: Array) -> Array:
+    """Which cells ``(N, P)`` stay in the picture."""
+    return (np.abs(_scene(CELLS)[0] + flow) < SIDE / 2).all(-1)
 
 
 @lru_cache(1)

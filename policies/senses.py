@@ -71,7 +71,7 @@ def goal_path(camera: Array, goal_video: Array) -> Array:
     path = np.zeros((FRAMES, 4), np.float32)
     if found[3] == 0:
         return path
-    path[nearest] = found[:4]
+    path[nearest] = found
     onward = _onward(video)
     for frame in range(nearest, FRAMES - 1):
         path[frame + 1, :3] = _compose(path[frame, :3], onward[frame])
@@ -93,7 +93,7 @@ def _nearest(camera: bytes, video: bytes) -> tuple[int, Array]:
     alike = [
         frame for frame in np.argsort(similar)[-CANDIDATES:] if similar[frame] > SIMILAR
     ]  # none in a black picture
-    nearest, best = 0, np.zeros(5, np.float32)
+    nearest, best = 0, np.zeros(4, np.float32)
     for guess, flow in zip(*_guesses(BESIDE), strict=True):
         if best[3] > GOOD or not alike:
             break
@@ -169,7 +169,7 @@ def _scene(cells: int) -> tuple[Array, Array]:
     return places, rays * np.minimum(HEIGHT / np.maximum(rays[:, 1:2], 1e-3), FAR)
 
 
-def _cells(first: Array, second: Array, guess: Array | None = None) -> Array:
+def _cells(first: Array, second: Array, guess: Array) -> Array:
     """Flow between two pictures, mean of each cell, ``(cells, 2)``."""
     from policies.dis import dis_flow
 
@@ -211,7 +211,7 @@ def fit_displacement(flow: Array, start: Array, texture: Array) -> Array:
         texture: ``(cells * cells,)``, or one per flow, in [0, 1]; where there is none, flow stays as it was guessed.
 
     Returns:
-        ``(N, 5)`` float32: m, m, rad, share of the floor that fits, error of the fit in px; 0 beyond `NEAR`.
+        ``(N, 4)`` float32: m, m, rad, share of the floor that fits; 0 beyond `NEAR`.
     """
     moved, prior = start.astype(float), np.broadcast_to(np.maximum(_prior() * texture, 1e-9), flow.shape[:2])
     for scale in (np.inf, *(NOISE_PX * 2.0**k for k in reversed(range(ROUNDS))), NOISE_PX):
@@ -226,8 +226,7 @@ def fit_displacement(flow: Array, start: Array, texture: Array) -> Array:
     distance, seen = np.linalg.norm(flow - predicted, axis=-1), prior * _inside(predicted)
     trust = seen / (1 + (distance / NOISE_PX) ** 2) ** 2
     fit = trust.sum(1) / np.maximum(seen.sum(1), LEAST * prior.sum(1))
-    error = (trust * distance).sum(1) / np.maximum(trust.sum(1), 1e-9)
-    found = np.concatenate([moved, fit[:, None], error[:, None]], 1).astype(np.float32)
+    found = np.concatenate([moved, fit[:, None]], 1).astype(np.float32)
     return np.where((np.abs(moved) < NEAR).all(1)[:, None], found, np.float32(0))
 
 

@@ -175,19 +175,25 @@ class EpisodeFile:
     last: Array
     valid: Array
 
-    def windows(self, steps: Array, history: int, horizon: int) -> tuple[dict[str, Array], Array]:
+    def windows(self, steps: Array, history: int, horizon: int, share: int = 1) -> tuple[dict[str, Array], Array]:
         """Cut training windows around ``steps`` (B,).
 
         Before the begin of an episode its first observation is repeated, after its end its last action.
 
+        Args:
+            steps: Index of the newest observation of each window.
+            history: Observations per window.
+            horizon: Actions per window.
+            share: As many windows in a row are of one episode: what is constant is returned once for them.
+
         Returns:
-            Observations ``{name: (B, history, *shape)}``, ``(B, 1, *shape)`` of what is constant, and actions
+            Observations ``{name: (B, history, *shape)}``, ``(B / share, 1, *shape)`` of what is constant, and actions
             ``(B, horizon, A)``.
         """
         past = np.maximum(steps[:, None] + np.arange(1 - history, 1), self.first[steps][:, None])
         ahead = np.minimum(steps[:, None] + np.arange(horizon), self.last[steps][:, None])
         constant = {feature.name for feature in self.spec.observations if feature.constant}
-        rows = {name: self.episode[steps][:, None] if name in constant else past for name in self.observations}
+        rows = {name: self.episode[steps[::share], None] if name in constant else past for name in self.observations}
         return {name: values[rows[name]] for name, values in self.observations.items()}, self.actions[ahead]
 
 

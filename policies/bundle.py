@@ -4,9 +4,12 @@ A bundle (suffix ``.kfb``) has these parts:
 
 * ``policy.onnx``: normalisation, the unrolled sampler and the hold guide in one graph. Inputs are the observations,
   each ``(1, T_obs, *shape)`` or, if constant, ``(1, 1, *shape)``, then ``noise`` ``(1, past + H, A)``, ``committed``
-  ``(1, H, A)`` and ``hold`` ``(1, H)``; the outputs are ``actions`` ``(1, H, A)`` in SI units and the ``disagreement``
-  ``(1,)`` between the parents of a composition. Everything but pictures and texts is float32.
-* Instead of it, for a composition of scores, ``encode.onnx`` and ``estimate.onnx`` of every parent. They run beside
+  ``(1, H, A)`` and ``hold`` ``(1, H)``; the outputs are ``actions`` ``(1, H, A)`` in SI units, the ``disagreement``
+  ``(1,)`` between the parents of a composition and the probability of the ``arrival`` ``(1,)``. Everything but pictures
+  and texts is float32.
+* ``goal.onnx``, for a head that digests constant features: what `policies.head.Head.digest` makes of them. It runs once
+  per goal; ``policy.onnx`` takes its outputs in their place, behind the other observations.
+* Instead of these, for a composition of scores, ``encode.onnx`` and ``estimate.onnx`` of every parent. They run beside
   each other under the sampler of `policies.runtime.ensemble`, so that one that stalls does not stop the rest.
 * ``golden.npz``: one input and the output that was validated at export, replayed on every load.
 * ``policy.safetensors`` and ``policy.json``: the policy itself, so that it can be composed or trained further. Driving
@@ -45,13 +48,14 @@ from policies.manifest import (
     cpu_name,
     sha256,
 )
-from policies.network import Network, graph_inputs, graph_outputs, graph_types
+from policies.network import GOAL, Network, graph_inputs, graph_outputs, graph_types
 from policies.runtime.ensemble import Ensemble
 from policies.senses import outer, sense
 from policies.spec import Array, ContractError, Observation, Spec
 
 __all__ = [
     "FORMAT",
+    "GOAL",
     "GOLDEN",
     "GRAPH",
     "MANIFEST",
@@ -96,6 +100,11 @@ class Bundle:
         return self._policy.disagreement
 
     @property
+    def arrival(self) -> float:
+        """Probability at the newest chunk that the robot is where it shall stop; 0 for policies that do not say."""
+        return self._policy.arrival
+
+    @property
     def warning(self) -> str:
         """Which parents of a composition are left out, since when and why; empty when all is well."""
         return self._policy.warning
@@ -125,7 +134,7 @@ class Bundle:
         self._policy.warm_up(n)
 
     def latency(self, n: int) -> Array:
-        """Time ``n`` calls of `act` on the latest inputs; returns ``(n,)`` seconds."""
+        """Time ``n`` calls of `act` on the latest inputs, so with one goal; returns ``(n,)`` seconds."""
         return self._policy.latency(n)
 
     @classmethod
@@ -163,7 +172,7 @@ class Bundle:
         actions = self._policy.act(observation, *(golden[name][0] for name in ("noise", "committed", "hold")))
         if self.warning:
             raise BundleError(f"golden pair: {self.warning}; export again")
-        outputs = (actions, np.array(self.disagreement))
+        outputs = (actions, np.array(self.disagreement), np.array(self.arrival))
         for name, found in zip(graph_outputs(self.spec), outputs, strict=True):
             error = deviation(found, golden[name][0])
             if not error <= TOLERANCE:
@@ -232,7 +241,8 @@ def write_bundle(
 
     Args:
         path: Target file, suffix ``.kfb``.
-        graphs: Serialised ONNX models by name: ``policy.onnx``, or what `Manifest.graphs` names for a consensus.
+        graphs: Serialised ONNX models by name: ``policy.onnx``, for a head that digests its goal ``goal.onnx`` before
+            it, or what `Manifest.graphs` names for a consensus.
         weights: ``policy.safetensors``.
         settings: ``policy.json``.
         spec: Contract of the policy.
@@ -288,7 +298,7 @@ def open_graphs(
         BundleError: A graph is damaged or does not fit the contract.
     """
     if consensus is None:
-        return Network(graphs[GRAPH], spec, threads)
+        return Network(graphs[GRAPH], spec, threads, graphs.get(GOAL))
     return Ensemble(graphs, spec, sampler, consensus, threads)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -64,7 +64,11 @@ class Context(NamedTuple):
 
 
 class Composition(Head):
-    """Weighted consensus of policies; build one with `compose`."""
+    """Weighted consensus of policies; build one with `compose`.
+
+    It encodes what is constant with every chunk and leaves `arrival` at 0, whatever its parents say: their shares in a
+    chunk are no shares in a stop.
+    """
 
     Config = Config
 
@@ -167,6 +171,8 @@ def compose(
         chosen = [part for pair in chosen for part in _flat(*pair)]
     parents = [policy for policy, _ in chosen]
     spec = agree([policy.spec for policy in parents])
+    # the sampler that parents run beside each other under does not limit accelerations; the guard does
+    spec = replace(spec, action=replace(spec.action, acceleration=()))
     units = tuple(shared_units(policy.normaliser, lead.normaliser) for policy in parents)
     if level == "score":
         _require_fields(parents)

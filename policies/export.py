@@ -1,5 +1,8 @@
 """Export a torch policy as a bundle: one ONNX graph with normalisation, unrolled sampler and hold guide inside.
 
+What a head makes of constant features before it encodes them becomes a graph of its own in front of it, which runs once
+per goal; it hands over tensors named after what `Head.digest` returns.
+
 A composition of scores becomes two graphs per parent instead, so that the parents can run beside each other and without
 each other: ``encode`` takes the parent's own observations and returns its context as tensors c0, c1, ...; ``estimate``
 takes these, the chunk ``x`` of the composition and the index of the ``step``, and returns ``data`` and ``noise``. Unit
@@ -33,7 +36,7 @@ from policies.composition import Composition
 from policies.flow import Estimate
 from policies.head import head_name
 from policies.manifest import GRAPH, Consensus, Latency, Parent, Sampler, check_contract, parent_graphs
-from policies.network import STEP, Runnable, graph_inputs, graph_outputs, graph_types, open_session
+from policies.network import GOAL, STEP, Runnable, graph_inputs, graph_outputs, graph_types, open_session
 from policies.norm import ACTION
 from policies.policy import Policy
 from policies.spec import Array, Feature
@@ -114,16 +117,31 @@ def _check_weights(policy: Policy) -> None:
 
 
 def _graphs(policy: Policy) -> tuple[dict[str, onnx.ModelProto], Consensus | None]:
-    """One graph for the whole plan, or two per parent of a composition whose parents can run on their own."""
-    head, examples = policy.head, graph_inputs(policy.spec)
+    """One graph for the whole plan, two with a goal, or two per parent of a composition that can run on their own."""
+    head = policy.head
     if isinstance(head, Composition) and _divisible(head):
         graphs: dict[str, onnx.ModelProto] = {}
         for index in range(len(head.policies)):
             graphs |= zip(parent_graphs(index), _parent(head, index, policy.grid), strict=True)
         return graphs, _consensus(policy, head)
-    types = graph_types(policy.spec)
-    zeros = {name: _zeros(shape, types.get(name, "float32")) for name, shape in examples.items()}
-    return {GRAPH: _trace(_Plan(policy), zeros, list(graph_outputs(policy.spec)))}, None
+    return _plan_graphs(policy), None
+
+
+def _plan_graphs(policy: Policy) -> dict[str, onnx.ModelProto]:
+    """The graph of the whole plan, behind the one of what is constant if the head digests that."""
+    types, outputs = graph_types(policy.spec), list(graph_outputs(policy.spec))
+    inputs = {name: _zeros(shape, types.get(name, "float32")) for name, shape in graph_inputs(policy.spec).items()}
+    goal = _Goal(policy)
+    constant = {name: inputs[name] for name in goal.features}
+    with torch.no_grad():
+        digest = goal.digest(*constant.values())
+    if not digest:
+        return {GRAPH: _trace(_Plan(policy), inputs, outputs)}
+    plan = _PlanDigested(policy, list(digest))
+    handed = {f"{name}_digest": tensor for name, tensor in digest.items()}
+    seen = {name: inputs.pop(name) for name in plan.features}
+    chunk = {name: tensor for name, tensor in inputs.items() if name not in constant}
+    return {GOAL: _trace(goal, constant, list(handed)), GRAPH: _trace(plan, seen | handed | chunk, outputs)}
 
 
 def _divisible(head: Composition) -> bool:
@@ -175,7 +193,8 @@ class _Encode(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         names = [feature.name for feature in self.parent.spec.observations]
-        context = self.parent.head.encode(self.parent.normaliser(dict(zip(names, inputs, strict=True))))
+        head, observation = self.parent.head, self.parent.normaliser(dict(zip(names, inputs, strict=True)))
+        context = head.encode(head.digest(observation))
         leaves, self.tree = pytree.tree_flatten(context)
         return tuple(leaves)
 
@@ -203,6 +222,50 @@ class _Plan(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         names = [feature.name for feature in self.policy.spec.observations]
         return tuple(self.policy.plan(dict(zip(names, inputs, strict=False)), *inputs[len(names) :]))
+
+
+class _Goal(nn.Module):
+    """What a head makes of the constant features."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.features = [feature.name for feature in policy.spec.observations if feature.constant]
+
+    def digest(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """What takes their place, nothing where there are none or the head leaves them all as they are."""
+        if not self.features:
+            return {}
+        normal = _normal(self.policy, self.features, inputs)
+        digest = self.policy.head.digest(normal)
+        same = digest.keys() == normal.keys() and all(digest[name] is normal[name] for name in digest)
+        return {} if same else digest
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value.clone() for value in self.digest(*inputs).values())  # an output has to differ from the input
+
+
+class _PlanDigested(nn.Module):
+    """The policy's plan from the features that are not constant, then the digest, then what a chunk starts from."""
+
+    def __init__(self, policy: Policy, digest: Sequence[str]) -> None:
+        super().__init__()
+        self.policy, self.digest = policy, digest
+        self.features = [feature.name for feature in policy.spec.observations if not feature.constant]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        observation = _normal(self.policy, self.features, inputs)
+        begin, end = len(self.features), len(self.features) + len(self.digest)
+        observation |= zip(self.digest, inputs[begin:end], strict=True)
+        return tuple(self.policy.plan_digested(observation, *inputs[end:]))
+
+
+def _normal(policy: Policy, names: Sequence[str], inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Part of an observation in normal units: the features that ``inputs`` begins with."""
+    return {
+        name: value if value.dtype == torch.uint8 else policy.normaliser.normalise(name, value)
+        for name, value in zip(names, inputs, strict=False)
+    }
 
 
 def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
@@ -310,7 +373,7 @@ def _error(network: Runnable, case: Mapping[str, Array]) -> float:
     if network.warning:
         raise BundleError(f"{network.warning}; look at what that parent computes")
     expected = (case[name][0] for name in graph_outputs(network.spec))
-    return max(map(deviation, (actions, np.array(network.disagreement)), expected))
+    return max(map(deviation, (actions, np.array(network.disagreement), np.array(network.arrival)), expected))
 
 
 @contextmanager

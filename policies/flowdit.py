@@ -103,22 +103,31 @@ class FlowDiT(Head):
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
-        self.tokens = nn.ModuleDict({feature.name: _tokens(feature, spec, config) for feature in spec.observations})
+        self.tokens = nn.ModuleDict({feature.name: tokens_of(feature, spec, config) for feature in spec.observations})
         self.encoder = nn.Sequential(*(EncoderBlock(config.width, config.heads) for _ in range(config.encoder_depth)))
         self.norm = nn.LayerNorm(config.width)
         self.dit = DiT(*spec.noise_shape, config.width, config.depth, config.heads)
 
+    def digest(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Replace constant features by their tokens ``(n, N, width)``."""
+        constant = {feature.name for feature in self.spec.observations if feature.constant}
+        return {name: self.tokens[name](values) if name in constant else values for name, values in observation.items()}
+
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
         batch = max(len(values) for values in observation.values())
         # what is constant may be given once for several rows in a row
-        tokens = [repeated(embed(observation[name]), batch) for name, embed in self.tokens.items()]
+        tokens = [
+            repeated(observation[f.name] if f.constant else self.tokens[f.name](observation[f.name]), batch)
+            for f in self.spec.observations
+        ]
         return self.dit.context(self.norm(self.encoder(torch.cat(tokens, 1))))
 
     def estimate(self, x: Tensor, t: Tensor, context: Context) -> Estimate:
         return from_velocity(lambda x, t: self.dit(x, t, context))(x, t)
 
 
-def _tokens(feature: Feature, spec: Spec, config: Config) -> nn.Module:
+def tokens_of(feature: Feature, spec: Spec, config: Config) -> nn.Module:
+    """Make the module that turns a feature into tokens."""
     if feature.dtype == "float32":
         size, samples = math.prod(feature.shape), spec.samples(feature)
         patch = feature.shape[-1] if len(feature.shape) > 1 else config.patch  # a table has a token per row

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.flow import Estimate, Field, matching_loss, uniform, uniform_times
+from policies.norm import Normaliser
 from policies.spec import Spec
 
 
@@ -19,10 +20,15 @@ class Head(nn.Module, ABC):
     """An action head. Everything it sees and returns is in normal units; see `policies.norm`.
 
     A subclass sets `Config` to a frozen dataclass of hyper-parameters with defaults, takes ``(spec, config)`` and
-    writes `encode` and `estimate`.
+    writes `encode` and `estimate`. Whoever encodes an observation digests it first.
     """
 
     Config: ClassVar[type]
+    labels: ClassVar[tuple[str, ...]] = ()
+    """Labels of the episodes that `loss` gets beside the observation, see `policies.spec.Feature`, in their units.
+
+    ``"remaining"`` is known everywhere: seconds to the end of the demonstration, ``(B,)``.
+    """
     one_step: ClassVar[bool] = False
     """Whether the head only knows how to jump from noise to data, so that there is no field in between."""
 
@@ -30,9 +36,23 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.spec, self.config = spec, config
 
+    def prepare(self, normaliser: Normaliser) -> None:
+        """Take note of what normal units stand for, once before training."""
+
+    def digest(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Replace what is constant by what the network makes of it, once per goal, so that `encode` need not.
+
+        The rest of the observation passes unchanged and does not count: a bundle digests the constant features alone,
+        in a graph of their own. By default everything passes.
+
+        Args:
+            observation: ``{name: (B, T_obs, *shape)}``, constant features ``(B, 1, *shape)``; or these only.
+        """
+        return dict(observation)
+
     @abstractmethod
     def encode(self, observation: Mapping[str, Tensor]) -> Any:
-        """Encode observations ``{name: (B, T_obs, *shape)}``, once per chunk, into whatever `estimate` needs."""
+        """Encode an observation that `digest` returned, once per chunk, into whatever `estimate` needs."""
 
     @abstractmethod
     def estimate(self, x: Tensor, t: Tensor, context: Any) -> Estimate:
@@ -54,21 +74,25 @@ class Head(nn.Module, ABC):
         """How far apart the parents of a composition were, ``(B,)``; None for a head that is on its own."""
         return None
 
+    def arrival(self, context: Any) -> Tensor | None:
+        """Probability ``(B,)`` that the robot is where it shall stop; None for a head that does not say."""
+        return None
+
     def bind(self, observation: Mapping[str, Tensor]) -> Field:
-        """Fix the observation: encode it once and return the field over chunks."""
-        context = self.encode(observation)
+        """Fix the observation: digest and encode it once and return the field over chunks."""
+        context = self.encode(self.digest(observation))
         return lambda x, t: self.estimate(x, t, context)
 
 
 def find_head(name: str) -> type[Head]:
-    """Find a head class by name, ``"flowdit"`` for ``policies/flowdit.py`` or ``"package.module:Class"``.
+    """Find a head class by name, ``"flowdit-video"`` for ``policies/flowdit_video.py`` or ``"package.module:Class"``.
 
     Raises:
         ValueError: There is no such module or it defines no head.
     """
     module_name, _, class_name = name.partition(":")
     if not class_name and "." not in module_name:
-        module_name = f"policies.{module_name}"
+        module_name = f"policies.{module_name.replace('-', '_')}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

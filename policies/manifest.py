@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from policies.archive import BundleError
-from policies.network import graph_inputs, graph_outputs
+from policies.network import GOAL, graph_inputs, graph_outputs
 from policies.spec import Array, Spec
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, GRAPH, GOLDEN = "manifest.json", "policy.onnx", "golden.npz"
 WEIGHTS, SETTINGS = "policy.safetensors", "policy.json"
 SI_SYMBOL = "1|m|s|kg|A|K|mol|cd|rad|sr|Hz|N|Pa|J|W|C|V|F|Ohm|S|Wb|T|H|lm|lx"
@@ -36,7 +36,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one chunk in milliseconds, with the thread count and the processor it was measured on."""
+    """Time of one chunk towards a known goal in milliseconds, with the thread count and the processor."""
 
     p50_ms: float
     p99_ms: float
@@ -132,8 +132,9 @@ class Manifest:
     @property
     def graphs(self) -> tuple[str, ...]:
         """Names of the parts that are graphs."""
-        count = len(self.consensus.parents) if self.consensus else 0
-        return tuple(name for index in range(count) for name in parent_graphs(index)) or (GRAPH,)
+        if self.consensus:
+            return tuple(name for index in range(len(self.consensus.parents)) for name in parent_graphs(index))
+        return (GOAL, GRAPH) if GOAL in self.parts else (GRAPH,)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -268,7 +269,8 @@ def _verified_json(content: bytes, fields: set[str]) -> dict[str, Any]:
         raise BundleError(f"{MANIFEST} holds a {type(data).__name__} instead of an object; export the policy again")
     if data.get("format", FORMAT) != FORMAT:
         raise BundleError(
-            f"format version is {data['format']}, this kinoflow reads {FORMAT}; use the one that wrote it"
+            f"format version is {data['format']}, this kinoflow reads {FORMAT}; export the policy again, from its run "
+            f"directory or from one into which you unzip {WEIGHTS} and {SETTINGS} of this bundle"
         )
     differing = ({*fields, "digest"} ^ data.keys()) - {"consensus"}
     if differing:

@@ -1,7 +1,8 @@
-"""An ONNX graph as a policy: checked against its contract, driven without torch."""
+"""ONNX graphs as a policy: checked against its contract, driven without torch."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -18,25 +19,26 @@ from google.protobuf.message import Message
 from policies.archive import BundleError
 from policies.spec import Array, ContractError, Observation, Spec
 
-OUTPUT, DISAGREEMENT = "actions", "disagreement"
+OUTPUT, DISAGREEMENT, ARRIVAL = "actions", "disagreement", "arrival"
 STEP = "step"
+GOAL = "goal.onnx"
 
 
 def graph_inputs(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every graph input, in order."""
+    """Name and shape of everything a policy takes, in order."""
     chunk = (1, spec.horizon, spec.action.dim)
     observations = {feature.name: (1, spec.samples(feature), *feature.shape) for feature in spec.observations}
     return {**observations, "noise": (1, *spec.noise_shape), "committed": chunk, "hold": chunk[:2]}
 
 
 def graph_types(spec: Spec) -> dict[str, str]:
-    """Number type of every graph input that is not float32."""
+    """Number type of every input that is not float32."""
     return {feature.name: feature.dtype for feature in spec.observations if feature.dtype != "float32"}
 
 
 def graph_outputs(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every graph output, in order."""
-    return {OUTPUT: (1, spec.horizon, spec.action.dim), DISAGREEMENT: (1,)}
+    """Name and shape of everything a policy returns, in order."""
+    return {OUTPUT: (1, spec.horizon, spec.action.dim), DISAGREEMENT: (1,), ARRIVAL: (1,)}
 
 
 class Runnable(ABC):
@@ -50,6 +52,8 @@ class Runnable(ABC):
         self.spec = spec
         self.disagreement = 0.0
         """Between the parents of a composition at the newest chunk, in normal units; 0 for other policies."""
+        self.arrival = 0.0
+        """Probability at the newest chunk that the robot is where it shall stop; 0 for policies that do not say."""
         self.warning = ""
         """What is amiss although there are chunks, empty when all is well."""
         self.patience_s = math.inf
@@ -82,7 +86,7 @@ class Runnable(ABC):
         self.latency(n)
 
     def latency(self, n: int) -> Array:
-        """Time ``n`` calls of `act` on the latest inputs; returns ``(n,)`` seconds."""
+        """Time ``n`` calls of `act` on the latest inputs, so with one goal; returns ``(n,)`` seconds."""
         inputs, stamps = self._latest, [time.perf_counter()]
         for _ in range(n):
             self.act(*inputs)
@@ -91,38 +95,99 @@ class Runnable(ABC):
 
     @abstractmethod
     def _plan(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
-        """Plan one chunk from inputs of the right shape and take note of the disagreement."""
+        """Plan one chunk from inputs of the right shape and take note of disagreement and arrival."""
 
 
 class Network(Runnable):
-    """One ONNX graph that maps an observation to a chunk. Its input buffers are reused.
+    """One ONNX graph that maps an observation to a chunk, with another for what is constant. Input buffers are reused.
 
     Args:
         graph: Serialised ONNX model with the inputs and outputs of a bundle.
-        spec: Contract the graph must fit.
+        spec: Contract the graphs must fit.
         threads: Threads of ONNX Runtime; one keeps the jitter low.
+        goal: Serialised ONNX model from the constant features to what the first one takes in their place.
 
     Raises:
-        BundleError: The graph is damaged, refers to data outside the bundle, or differs from the contract.
+        BundleError: A graph is damaged, refers to data outside the bundle, or differs from the contract.
     """
 
-    def __init__(self, graph: bytes, spec: Spec, threads: int = 1) -> None:
+    def __init__(self, graph: bytes, spec: Spec, threads: int = 1, goal: bytes | None = None) -> None:
         super().__init__(spec)
-        self._session = open_session(graph, threads)
         types = graph_types(spec)
-        check_signature("input", self._session.get_inputs(), graph_inputs(spec), types)
+        self._goal = None if goal is None else _Goal(goal, spec, threads)
+        self._session = open_session(graph, threads)
+        taken, digested = self._taken(), self._goal.types if self._goal else {}
+        check_signature("input", self._session.get_inputs(), taken, types | digested)
         check_signature("output", self._session.get_outputs(), graph_outputs(spec))
+        inputs = {*graph_inputs(spec)}
         self._buffers = {
-            name: np.zeros(shape, types.get(name, np.float32)) for name, shape in graph_inputs(spec).items()
+            name: np.zeros(shape, types.get(name, np.float32)) for name, shape in taken.items() if name in inputs
         }
+
+    def _taken(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every input of the graph, in order."""
+        inputs = graph_inputs(self.spec)
+        if self._goal is None:
+            return inputs
+        chunk = {name: inputs.pop(name) for name in self._chunk_shapes}
+        seen = {feature.name: inputs[feature.name] for feature in self.spec.observations if not feature.constant}
+        return {**seen, **self._goal.shapes, **chunk}
 
     def _plan(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
         inputs = {**observation, "noise": noise, "committed": committed, "hold": hold}
         for name, buffer in self._buffers.items():
             buffer[0] = inputs[name]
-        actions, disagreement = self._session.run([OUTPUT, DISAGREEMENT], self._buffers)
-        self.disagreement = float(disagreement[0])
+        digest = self._goal.digest(observation) if self._goal else {}
+        actions, disagreement, arrival = self._session.run(list(graph_outputs(self.spec)), self._buffers | digest)
+        self.disagreement, self.arrival = float(disagreement[0]), float(arrival[0])
         return actions[0]
+
+
+class _Goal:
+    """What a graph of its own makes of the constant features; it runs again when one of them has changed."""
+
+    def __init__(self, graph: bytes, spec: Spec, threads: int) -> None:
+        inputs, types = graph_inputs(spec), graph_types(spec)
+        constant = {feature.name: inputs[feature.name] for feature in spec.observations if feature.constant}
+        with part(GOAL):
+            self._session = open_session(graph, threads)
+            check_signature("input", self._session.get_inputs(), constant, types)
+            self.shapes, self.types = digest_of(self._session)
+        self._buffers = {name: np.zeros(shape, types.get(name, np.float32)) for name, shape in constant.items()}
+        self._digest: dict[str, Array] = {}
+
+    def digest(self, observation: Observation) -> dict[str, Array]:
+        """What the other graph takes in place of the constant features."""
+        given = {name: np.asarray(observation[name], buffer.dtype) for name, buffer in self._buffers.items()}
+        changed = [name for name, buffer in self._buffers.items() if not np.array_equal(buffer[0], given[name])]
+        if changed or not self._digest:
+            self._digest = {}  # should the graph fail, what it made of the last goal is not that of this one
+            for name in changed:
+                self._buffers[name][0] = given[name]
+            self._digest = dict(zip(self.shapes, self._session.run(None, self._buffers), strict=True))
+        return self._digest
+
+
+@contextlib.contextmanager
+def part(name: str) -> Iterator[None]:
+    """Name the part of the bundle in errors."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(f"{name}: {error}") from error
+
+
+def digest_of(session: onnxruntime.InferenceSession) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shape and number type of what one graph hands to another.
+
+    Raises:
+        BundleError: A shape is left open.
+    """
+    found = session.get_outputs()
+    shapes = {value.name: tuple(n if isinstance(n, int) else 1 for n in value.shape) for value in found}
+    types = {value.name: value.type[len("tensor(") : -1].replace("float", "float32") for value in found}
+    check_signature("output", found, shapes, types)
+    return shapes, types
 
 
 def open_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:

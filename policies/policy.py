@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from policies.bundle import SETTINGS, WEIGHTS, read_policy
 from policies.files import replace_file
-from policies.flow import Field, Found, Reward, hold, rollover, solve, straight
+from policies.flow import Field, Found, Reward, hold, limited, rollover, solve, straight
 from policies.head import Head, find_head, head_name
 from policies.norm import ACTION, Normaliser
 from policies.spec import Array, ContractError, Observation, Spec
@@ -32,10 +32,12 @@ class Plan(NamedTuple):
     Args:
         actions: ``(B, H, A)``, SI units, within the limits of the contract.
         disagreement: ``(B,)`` between the parents of a composition in normal units, 0 for a head that is on its own.
+        arrival: ``(B,)`` probability that the robot is where it shall stop, 0 for a head that does not say.
     """
 
     actions: Tensor
     disagreement: Tensor
+    arrival: Tensor
 
 
 class Policy(nn.Module):
@@ -57,6 +59,13 @@ class Policy(nn.Module):
         """Times on the linear path between which the steps go."""
         self.disagreement = 0.0
         """Between the parents of a composition at the newest chunk, in normal units."""
+        self.arrivals: Array = np.zeros(1, np.float32)
+        """Probability that the robot is where it shall stop, per request of the newest `act_batch`."""
+
+    @property
+    def arrival(self) -> float:
+        """Probability that the robot is where it shall stop at the newest chunk; the largest of a batch."""
+        return float(self.arrivals.max())
 
     @property
     def spec(self) -> Spec:
@@ -64,22 +73,36 @@ class Policy(nn.Module):
         return self.head.spec
 
     def plan(self, observation: Mapping[str, Tensor], noise: Tensor, committed: Tensor, hold_weights: Tensor) -> Plan:
-        """Plan a batch of chunks; this is the graph that is exported.
+        """Plan a batch of chunks.
 
         Args:
             observation: ``{name: (B, T_obs, *shape)}``, SI units.
             noise: ``(B, past + H, A)`` standard normal sample.
             committed: ``(B, H, A)`` actions to hold on to, SI units.
             hold_weights: ``(B, H)`` in [0, 1].
-
         """
+        return self.plan_digested(self.head.digest(self.normaliser(observation)), noise, committed, hold_weights)
+
+    def plan_digested(
+        self, observation: Mapping[str, Tensor], noise: Tensor, committed: Tensor, hold_weights: Tensor
+    ) -> Plan:
+        """`plan` from an observation in normal units that the head's `digest` returned."""
         past = self.spec.past
-        context = self.head.encode(self.normaliser(observation))
+        context = self.head.encode(observation)
         committed = pad(self.normaliser.normalise(ACTION, committed), (0, 0, past, 0))
         field = hold(lambda x, t: self.head.estimate(x, t, context), committed, pad(hold_weights, (past, 0)))
-        actions = self._actions(solve(straight(field), self.start(noise), self.grid))
-        disagreement = self.head.disagreement(context)
-        return Plan(actions, noise.new_zeros(len(noise)) if disagreement is None else disagreement)
+        actions = self._actions(solve(straight(self._limited(field)), self.start(noise), self.grid))
+        remarks = self.head.disagreement(context), self.head.arrival(context)
+        return Plan(actions, *(noise.new_zeros(len(noise)) if remark is None else remark for remark in remarks))
+
+    def _limited(self, field: Field) -> Field:
+        """Keep the limits of the contract at every denoising step, where it limits accelerations."""
+        action = self.spec.action
+        if not action.acceleration:
+            return field
+        low, high = (self.normaliser.normalise(ACTION, torch.tensor(bound)) for bound in (action.low, action.high))
+        step = torch.tensor(action.acceleration) * self.spec.dt * (high - low)
+        return limited(field, low, high, step / (torch.tensor(action.high) - torch.tensor(action.low)))
 
     def bind(self, observation: Mapping[str, Tensor]) -> Field:
         """Fix an observation in SI units and return the field over normal chunks."""
@@ -109,7 +132,7 @@ class Policy(nn.Module):
         observations, *rest = zip(*requests, strict=True)
         batch = {name: stack(seen[name] for seen in observations) for name in observations[0]}
         plan = self.plan(batch, *(stack(values) for values in rest))
-        self.disagreement = float(plan.disagreement.max())
+        self.disagreement, self.arrivals = float(plan.disagreement.max()), plan.arrival.numpy()
         return plan.actions.numpy()
 
     @torch.inference_mode()

@@ -289,6 +289,11 @@ class Sensing:
     def __init__(self, policy: ChunkPolicy) -> None:
         self.spec, self._policy = outer(policy.spec), policy
 
+    @property
+    def arrival(self) -> float:
+        """Probability that the robot is where it shall stop at the newest chunk, 0 where the policy does not say."""
+        return getattr(self._policy, "arrival", 0.0)
+
     def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
         """Plan one chunk, see `policies.spec.ChunkPolicy`.
 

@@ -41,6 +41,7 @@ class Feature:
         frame: REP-105 frame the values are expressed in, for example ``"base_link"``.
         dtype: ``"float32"``, or ``"uint8"`` for pictures and the bytes of a text.
         constant: Given once with the goal and the same until the next one: it has no history.
+        label: Known in recorded episodes only: training may use it, a policy never sees it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Feature:
     frame: str
     dtype: Literal["float32", "uint8"] = "float32"
     constant: bool = False
+    label: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class ActionSpec:
         frame: REP-105 frame of the command.
         low: Smallest commanded value per component.
         high: Largest commanded value per component.
+        acceleration: Largest change of a component per second; chunks keep it at every denoising step. Empty where
+            there is no such limit.
     """
 
     names: tuple[str, ...]
@@ -68,6 +72,7 @@ class ActionSpec:
     frame: str
     low: tuple[float, ...]
     high: tuple[float, ...]
+    acceleration: tuple[float, ...] = ()
 
     @property
     def dim(self) -> int:

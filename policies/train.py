@@ -32,6 +32,7 @@ Rollout = Callable[[Policy], float]
 
 LOG_EVERY = 20
 SHARE = 16  # windows of a batch from one episode where something is constant, so that it is encoded once for them
+REMAINING = "remaining"  # label: seconds to the end of the demonstration, (B,)
 SAVE_EVERY = 200  # steps an interruption can cost at most
 
 
@@ -50,7 +51,7 @@ class Windows(Protocol):
     def first(self) -> Array: ...
     @property
     def last(self) -> Array: ...
-    def windows(self, steps: Array, history: int, horizon: int) -> tuple[dict[str, Array], Array]: ...
+    def windows(self, steps: Array, history: int, horizon: int, share: int = 1) -> tuple[dict[str, Array], Array]: ...
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Recipe(Generic[ConfigT]):
         rollouts: Validation episodes per checkpoint; 0 keeps the last weights.
         seed: Seed of initial weights, batches and noise.
         bf16: Compute in bfloat16; slow on a processor without units for it, see ``kinoflow doctor``.
+        initial: Run directory or bundle to begin with: weights and units of the same name and shape are taken over.
     """
 
     data: Path
@@ -96,6 +98,7 @@ class Recipe(Generic[ConfigT]):
     rollouts: int = 40
     seed: int = 0
     bf16: bool = True
+    initial: Path | None = None
 
 
 class Trainer(Generic[ConfigT]):
@@ -121,11 +124,16 @@ class Trainer(Generic[ConfigT]):
             network = find_head(head)(spec, recipe.config)
         normaliser = Normaliser.fit(spec, {feature.name: data.observations[feature.name] for feature in seen})
         self.policy = Policy(network, normaliser, recipe.sample_steps, recipe.temperature)
+        if recipe.initial is not None and not resume:
+            _take_over(self.policy, Policy.load(recipe.initial).state_dict(), recipe.initial)
+        network.prepare(normaliser)
         self.average = deepcopy(self.policy).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
         )
         self.step, self.best = 0, -math.inf
+        known = {feature.name for feature in data.spec.observations if feature.label}
+        self._labels = [name for name in network.labels if name in known]
         self._train_steps, self._valid_steps = np.flatnonzero(~data.valid), np.flatnonzero(data.valid)
         self._resume(head) if resume else self._begin(head)
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
@@ -234,12 +242,15 @@ class Trainer(Generic[ConfigT]):
 
     def _batch(self, pool: Array) -> tuple[dict[str, Tensor], Tensor]:
         spec, normaliser = self.policy.spec, self.policy.normaliser
-        share = SHARE if any(feature.constant for feature in spec.observations) else 1
+        constant = {feature.constant for feature in spec.observations}
+        share = SHARE if constant == {True, False} else 1
         first = pool[torch.randint(len(pool), (max(1, self.recipe.batch // share),), generator=self.generator).numpy()]
         chosen = first if share == 1 else self._neighbours(first, share)
-        observations, actions = self.data.windows(chosen, self.recipe.history, self.recipe.horizon)
-        seen = {f.name: observations[f.name][:: share if f.constant else 1] for f in spec.observations}
-        batch = normaliser({name: torch.from_numpy(values) for name, values in seen.items()})
+        observations, actions = self.data.windows(chosen, self.recipe.history, self.recipe.horizon, share)
+        batch = normaliser({f.name: torch.from_numpy(observations[f.name]) for f in spec.observations})
+        batch |= {name: torch.from_numpy(observations[name][:, -1]) for name in self._labels}
+        if REMAINING in self.policy.head.labels:
+            batch[REMAINING] = torch.from_numpy(self.data.last[chosen] - chosen) / spec.rate_hz
         return batch, normaliser.normalise(ACTION, torch.from_numpy(actions))
 
     def _neighbours(self, steps: Array, count: int) -> Array:
@@ -292,8 +303,16 @@ class Trainer(Generic[ConfigT]):
         self._board.flush()
 
 
+def _take_over(policy: Policy, state: Mapping[str, Tensor], owner: Path) -> None:
+    own = policy.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not any(name.startswith("head.") for name in fitting):
+        raise ContractError(f"{owner} has no weights that fit this head; give a run of the same head")
+    policy.load_state_dict(fitting, strict=False)
+
+
 def _chosen(spec: Spec, names: Sequence[str]) -> tuple[Feature, ...]:
-    known = {feature.name: feature for feature in spec.observations}
+    known = {feature.name: feature for feature in spec.observations if not feature.label}
     unknown = sorted({*names} - known.keys())
     if unknown:
         raise ContractError(f"the episodes have no observations {unknown}; choose from {sorted(known)}")

@@ -49,7 +49,7 @@ def test_a_bundle_can_be_read_with_zip_and_json_alone(path: Path) -> None:
         "hold": [1, 8],
     }
     assert data["spec"]["action"]["units"] == ["m/s", "rad/s"]
-    assert set(np.load(io.BytesIO(members[GOLDEN]))) == {*data["inputs"], "actions", "disagreement"}
+    assert set(np.load(io.BytesIO(members[GOLDEN]))) == {*data["inputs"], "actions", "disagreement", "arrival"}
 
 
 def test_running_a_bundle_imports_no_torch(path: Path) -> None:

@@ -100,7 +100,7 @@ MESSAGES: list[tuple[str, Damage, str]] = [
     ("extent", agreed(with_parent(1, length=9)), "plans actions beyond the 8 of the chunk"),
     ("scale", agreed(dataclasses.replace(consensus(), scale=(1.0,))), "2 numbers as offset and as scale"),
     ("no parents", agreed(dataclasses.replace(consensus(), parents=())), "consensus needs parents"),
-    ("no number", agreed(with_parent(1, history="2")), "does not follow format 2"),
+    ("no number", agreed(with_parent(1, history="2")), "does not follow format 3"),
     ("broken graph", lambda m: sealed(m | {ESTIMATE: b"onnx"}), f"{ESTIMATE}: the graph does not load"),
     ("external", graph(ESTIMATE, externalise), f"{ESTIMATE}: the graph keeps 'fail' in an external file"),
     ("chunk", graph(ESTIMATE, stretch), rf"{ESTIMATE}: graph input 'x' is tensor\(float\) \(1, 9, 2\)"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
-from policies.bundle import Bundle
+from policies.bundle import GOAL, GRAPH, Bundle
 from policies.export import export
 from policies.flowdit import Config, FlowDiT
 from policies.norm import Normaliser
@@ -64,9 +64,29 @@ def test_the_bundle_sees_the_same(tmp_path: Path) -> None:
     made = policy()
     export(made, tmp_path / "video.kfb", provenance={})
     bundle = Bundle.load(tmp_path / "video.kfb")
-    seen = {name: values[0].numpy() for name, values in observed(SPEC, 1, seed=3).items()}
+    assert bundle.manifest.graphs == (GOAL, GRAPH)
     rest = np.random.default_rng(0).standard_normal((8, 3), np.float32), np.zeros((8, 3), np.float32), np.zeros(8)
-    np.testing.assert_allclose(bundle.act(seen, *rest), made.act(seen, *rest), atol=1e-5)
+    chunks = []
+    for seed in (3, 4, 3):
+        seen = {name: values[0].numpy() for name, values in observed(SPEC, 1, seed).items()}
+        chunks.append(bundle.act(seen, *rest))
+        np.testing.assert_allclose(chunks[-1], made.act(seen, *rest), atol=1e-5)
+    np.testing.assert_array_equal(chunks[0], chunks[2])
+    assert np.abs(chunks[0] - chunks[1]).max() > 1e-4
+
+
+def test_a_digest_is_made_of_what_is_constant_alone() -> None:
+    head, seen = policy().head, observed(SPEC, 2)
+    whole = head.digest(seen)
+    assert whole["camera"] is seen["camera"] and whole["twist"] is seen["twist"]
+    alone = head.digest({name: seen[name] for name in ("goal_video", "instruction")})
+    assert {name: value.shape for name, value in alone.items()} == {"goal_video": (2, 2, 32), "instruction": (2, 4, 32)}
+    for name, tokens in alone.items():
+        assert torch.equal(tokens, whole[name])
+    with torch.no_grad():
+        others = head.digest({**seen, "goal_video": 255 - seen["goal_video"]})
+    assert torch.equal(others["instruction"], whole["instruction"])
+    assert (others["goal_video"] - whole["goal_video"]).abs().max() > 1e-4
 
 
 def test_a_bundle_with_a_sense_takes_pictures(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def make_graph(spec: Spec = SPEC) -> bytes:
         helper.make_node("Mul", ["held", "change"], ["pull"]),
         helper.make_node("Add", ["free", "pull"], ["actions"]),
         helper.make_node("ReduceMax", ["weight"], ["disagreement"], keepdims=1),
+        helper.make_node("ReduceMean", ["hold", "last"], ["arrival"], keepdims=0),
     ]
     weights = [numpy_helper.from_array(WEIGHT, "weight"), numpy_helper.from_array(np.array([-1]), "last")]
     graph = helper.make_graph(nodes, "plan", inputs, outputs, weights)
@@ -65,7 +66,7 @@ def make_golden() -> dict[str, Array]:
     arrays = {**observation, "noise": noise, "committed": committed, "hold": hold}
     arrays["actions"] = expected(observation, noise, committed, hold)
     batch = {name: array[None] for name, array in arrays.items()}
-    return {**batch, "disagreement": np.ones(1, np.float32)}
+    return {**batch, "disagreement": np.ones(1, np.float32), "arrival": hold.mean(keepdims=True)}
 
 
 def write(path: Path, **changes: Any) -> Manifest:

@@ -124,7 +124,8 @@ def golden() -> dict[str, Array]:
     observation, noise, committed, hold = request(1.0, 3.0)
     inputs = {**observation, "noise": noise, "committed": committed, "hold": hold, "actions": planned(1.5)}
     spread = np.full(1, np.sqrt(0.75 * 0.25) * 2, np.float32)
-    return {name: value[None] for name, value in inputs.items()} | {"disagreement": spread}
+    batch = {name: value[None] for name, value in inputs.items()}
+    return {**batch, "disagreement": spread, "arrival": np.zeros(1, np.float32)}
 
 
 def write(path: Path, **changes: Any) -> Manifest:
@@ -166,4 +167,4 @@ def _model(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], co
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
 
 
-assert set(golden()) == {*graph_inputs(SPEC), "actions", "disagreement"}
+assert set(golden()) == {*graph_inputs(SPEC), "actions", "disagreement", "arrival"}

@@ -1,7 +1,7 @@
 """The mathematics of flow and diffusion: fields, paths, steps, guides, composition and losses. Imports torch only."""
 
 from policies.flow.compose import blend, disagreement, either, scaled, shifted, spread, tail_weights, window
-from policies.flow.guide import certain, cfg, clip, consistent, descend, hold, pin, residual_cfg, toward
+from policies.flow.guide import certain, cfg, clip, consistent, descend, hold, limited, pin, residual_cfg, toward
 from policies.flow.loss import logit_normal_times, matching_loss, uniform_times
 from policies.flow.path import (
     COSINE,
@@ -47,6 +47,7 @@ __all__ = [
     "heun",
     "hold",
     "jump",
+    "limited",
     "logit_normal_times",
     "matching_loss",
     "pin",

@@ -1,7 +1,7 @@
 """Guides: a field goes in, a field that also obeys something else comes out. They nest in any order.
 
-A guide moves the data estimate and keeps the pair on ``x``, except `clip` and `hold`, whose noise is meant to differ;
-`consistent` puts the pair back.
+A guide moves the data estimate and keeps the pair on ``x``, except `clip`, `limited` and `hold`, whose noise is meant
+to differ; `consistent` puts the pair back.
 How far it may move depends on how uncertain the data still is. With ``jacobian="identity"`` that is the uncertainty of
 unit-variance data, ``r^2 = (1-t)^2 / (t^2 + (1-t)^2)``: a closed form that survives export. With ``jacobian="exact"``
 it is the field's own, ``(1-t)^2 / t * d data / d x``, one vector-Jacobian product through the network: it also moves
@@ -68,6 +68,30 @@ def clip(field: Field, low: float, high: float) -> Field:
         return Estimate(data.clamp(low, high), noise)
 
     return clipped
+
+
+def limited(field: Field, low: Tensor, high: Tensor, step: Tensor) -> Field:
+    """Keep the data estimate within a box and each action near the one before; the raw noise stays, as in `clip`.
+
+    Of all chunks that change by at most ``step`` per action, the one whose largest deviation from the clamped estimate
+    is smallest: midway between the lowest such chunk above it and the highest one below (McShane's extensions).
+
+    Args:
+        field: Field to limit.
+        low: ``(A,)`` smallest values.
+        high: ``(A,)`` largest values.
+        step: ``(A,)`` largest change from one action to the next, positive.
+    """
+
+    def kept(x: Tensor, t: Tensor) -> Estimate:
+        data, noise = field(x, t)
+        place = torch.arange(data.shape[-2], device=data.device)
+        reach = (place[:, None] - place).abs()[..., None] * step  # (H, H, A)
+        inside = data.clamp(low, high)[..., None, :, :]
+        above, below = (inside - reach).amax(-2), (inside + reach).amin(-2)
+        return Estimate((above + below) / 2, noise)
+
+    return kept
 
 
 def consistent(field: Field) -> Field:

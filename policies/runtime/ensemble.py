@@ -9,21 +9,19 @@ cores the parents run at the same time.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import math
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 
 import numpy as np
 import onnxruntime
 
-from policies.archive import BundleError
 from policies.manifest import Consensus, Parent, Sampler, parent_graphs
-from policies.network import STEP, Runnable, bind, check_signature, open_session
+from policies.network import STEP, Runnable, bind, check_signature, digest_of, open_session, part
 from policies.runtime.blend import Blend, Shares, share
 from policies.spec import Array, ContractError, Observation, Spec
 
@@ -42,6 +40,8 @@ class Ensemble(Runnable):
 
     The patience is infinite until it is set, because simulated time must not depend on the machine; the inference
     process sets it.
+
+    Like any composition it says nothing about `arrival`.
 
     Args:
         graphs: The models that `policies.manifest.parent_graphs` names, per parent.
@@ -100,11 +100,11 @@ class _Member:
         self.x, self.step = np.zeros((1, *spec.noise_shape), np.float32), np.zeros((), np.int64)
         self.estimate = np.zeros((2, *spec.noise_shape), np.float32)
         encode, estimate = parent_graphs(index)
-        with _part(encode):
+        with part(encode):
             session = open_session(graphs[encode], threads)
             self._context = _context(session)
             self._encode = bind(session, self.observation, self._context)
-        with _part(estimate):
+        with part(estimate):
             asked: dict[str, Array] = {**self._context, "x": self.x, STEP: self.step}
             answered = {"data": self.estimate[:1], "noise": self.estimate[1:]}
             self._estimate = bind(open_session(graphs[estimate], threads), asked, answered)
@@ -127,20 +127,10 @@ def _seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-@contextlib.contextmanager
-def _part(name: str) -> Iterator[None]:
-    """Name the part of the bundle in errors."""
-    try:
-        yield
-    except BundleError as error:
-        raise BundleError(f"{name}: {error}") from error
-
-
 def _context(session: onnxruntime.InferenceSession) -> dict[str, Array]:
     """Buffers for what one graph hands to the other: c0, c1, ..., of any shape."""
-    found = session.get_outputs()
-    shapes = {f"c{k}": tuple(n if isinstance(n, int) else 1 for n in value.shape) for k, value in enumerate(found)}
-    check_signature("output", found, shapes)
+    shapes = {f"c{k}": shape for k, shape in enumerate(digest_of(session)[0].values())}
+    check_signature("output", session.get_outputs(), shapes)
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from policies.chunk import Chunk
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.history import History
+from policies.runtime.stop import StopLatch
 from policies.runtime.worker import Request, Result, Worker
 from policies.spec import Array, Observation
 
@@ -25,6 +26,9 @@ class Runner:
 
     One request is in flight at a time, so every request carries the newest observation. All chunks towards one goal
     start from the same noise, which keeps successive chunks in the same mode.
+
+    Once the policy is sure that the robot is where it shall stop, see `StopLatch`, chunks of zeros take over until
+    `clear`, and planning goes on. Zeros are rest for velocities only: nothing else that is commanded is replaced.
 
     Args:
         worker: Runs the policy.
@@ -50,6 +54,10 @@ class Runner:
         """Between the parents of a composition at the newest chunk, in normal units; 0 for other policies."""
         self.warning = ""
         """Which parents of a composition are left out, since when and why; empty while all is well."""
+        self.arrival = 0.0
+        """Probability at the newest chunk that the robot is where it shall stop; 0 for policies that do not say."""
+        self._stoppable = all(unit.endswith("/s") for unit in worker.spec.action.units)
+        self._latch = StopLatch()
         self._worker, self._buffer, self._rng = worker, buffer, rng
         self._period_s, self._latency_s = 1.0 / rate_hz, latency_s
         self._history = History(worker.spec)
@@ -60,6 +68,11 @@ class Runner:
     def delay_s(self) -> float:
         """Time from the observation to the hand-over of the newest chunk, in seconds."""
         return self._buffer.delay_s
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the robot rests because it is where it shall stop, until `clear`."""
+        return self._latch.held
 
     def age(self, now: float) -> float:
         """Return the seconds since the newest observation behind the executing chunk; infinite without a chunk."""
@@ -84,17 +97,18 @@ class Runner:
         return self._buffer.command(now)
 
     def clear(self) -> None:
-        """Start a new goal or episode: drop the chunk, the one in flight, the noise and the observations."""
+        """Start a new goal or episode: drop the chunk, the one in flight, noise, observations and arrival."""
         with self._lock:
             self._reset()
 
     def _reset(self) -> None:
-        self.error = ""
+        self.error, self.arrival = "", 0.0
+        self._latch.clear()
         self._buffer.clear()
         self._history.clear()
         self._noise: Array | None = None
         self._in_flight: int | None = None
-        self._arrived: Result | None = None
+        self._waiting: Result | None = None
         self._planned = self._next = -math.inf
 
     def _due(self, stamp: float, now: float) -> bool:
@@ -115,12 +129,12 @@ class Runner:
         self._next = on_grid if on_grid > now else now + self._period_s
 
     def _accept(self, now: float) -> None:
-        result = self._arrived or self._worker.latest()
+        result = self._waiting or self._worker.latest()
         if result is None or result.sequence != self._in_flight:
             return
-        self._arrived = result
+        self._waiting = result
         if now >= result.stamp + self._latency_s - _ROUNDING_S:
-            self._arrived = self._in_flight = None
+            self._waiting = self._in_flight = None
             self._hand_over(result, now)
 
     def _hand_over(self, result: Result, now: float) -> None:
@@ -129,4 +143,8 @@ class Runner:
         if not self.error and not np.isfinite(result.actions).all():
             self.error = "the policy returned actions that are not finite; check its normalisation and its checkpoint"
         if not self.error:
-            self._buffer.put(Chunk(result.actions, result.stamp, self._worker.spec.dt), now)
+            self.arrival = result.arrival
+            if self._stoppable:
+                self._latch.update(result.arrival)
+            actions = np.zeros_like(result.actions) if self.arrived else result.actions
+            self._buffer.put(Chunk(actions, result.stamp, self._worker.spec.dt), now)

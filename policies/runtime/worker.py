@@ -27,8 +27,8 @@ from policies.runtime.slot import HEADER_BYTES, Memory, Slot
 from policies.spec import Array, ChunkPolicy, ContractError, Observation, Spec
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_TEXT_BYTES = 1024
-_CLOSE_S = 1.0
+_NUMBERS = ("stamp", "seconds", "disagreement", "arrival")
+_TEXT_BYTES, _CLOSE_S = 1024, 1.0
 
 
 class WorkerError(RuntimeError):
@@ -66,6 +66,7 @@ class Result:
         error: Message of the exception the policy raised, empty if it did not.
         disagreement: Between the parents of a composition, in normal units; 0 for other policies.
         warning: Which parents of a composition are left out, since when and why; empty when all is well.
+        arrival: Probability that the robot is where it shall stop; 0 for policies that do not say.
     """
 
     sequence: int
@@ -75,6 +76,7 @@ class Result:
     error: str
     disagreement: float = 0.0
     warning: str = ""
+    arrival: float = 0.0
 
 
 class Worker(Protocol):
@@ -164,8 +166,9 @@ class BatchWorker:
         policy, begin = asked[0][0]._policy, time.perf_counter()
         chunks = policy.act_batch([(r.observation, r.noise, r.committed, r.hold) for _, r in asked])
         seconds = (time.perf_counter() - begin) / len(asked)
-        for (worker, request), actions in zip(asked, chunks, strict=True):
-            worker._result = Result(worker._sequence, request.stamp, actions, seconds, "", policy.disagreement)
+        doubt, arrivals = policy.disagreement, getattr(policy, "arrivals", np.zeros(len(asked)))
+        for (worker, request), actions, arrival in zip(asked, chunks, arrivals.tolist(), strict=True):
+            worker._result = Result(worker._sequence, request.stamp, actions, seconds, "", doubt, arrival=arrival)
             worker._request = None
 
 
@@ -260,8 +263,8 @@ class InferenceWorker:
             return None
         record = self._results.record
         error, warning = (bytes(record[name]).decode("utf-8", "ignore") for name in ("error", "warning"))
-        stamp, seconds, doubt = (float(record[name]) for name in ("stamp", "seconds", "disagreement"))
-        return Result(int(record["request"]), stamp, record["actions"].copy(), seconds, error, doubt, warning)
+        stamp, seconds, doubt, arrival = (float(record[name]) for name in _NUMBERS)
+        return Result(int(record["request"]), stamp, record["actions"].copy(), seconds, error, doubt, warning, arrival)
 
     def close(self) -> None:
         """End the process, by force after one second. May be called again."""
@@ -287,7 +290,7 @@ def _ask(spec: Spec) -> np.dtype:
 
 def _answer(spec: Spec) -> np.dtype:
     text, chunk = f"S{_TEXT_BYTES}", (spec.horizon, spec.action.dim)
-    numbers = [("request", np.int64), *((name, np.float64) for name in ("stamp", "seconds", "disagreement"))]
+    numbers = [("request", np.int64), *((name, np.float64) for name in _NUMBERS)]
     return np.dtype([*numbers, ("actions", np.float32, chunk), ("error", text), ("warning", text)])
 
 
@@ -383,14 +386,14 @@ def _respond(policy: ChunkPolicy, requests: Slot, results: Slot) -> None:
     except Exception as error:
         result["actions"], result["error"] = 0.0, _describe(error).encode()
     result["seconds"] = time.perf_counter() - begin
-    result["disagreement"], warning = _remarks(policy)
+    result["disagreement"], warning, result["arrival"] = _remarks(policy)
     result["warning"] = warning.encode()
     results.publish()
 
 
-def _remarks(policy: ChunkPolicy) -> tuple[float, str]:
-    """Disagreement and warning of a policy; those that are no composition need not have them."""
-    return getattr(policy, "disagreement", 0.0), getattr(policy, "warning", "")
+def _remarks(policy: ChunkPolicy) -> tuple[float, str, float]:
+    """Disagreement, warning and arrival of a policy; one that says nothing of the kind need not have them."""
+    return getattr(policy, "disagreement", 0.0), getattr(policy, "warning", ""), getattr(policy, "arrival", 0.0)
 
 
 def _describe(error: Exception) -> str:

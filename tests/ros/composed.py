@@ -78,7 +78,7 @@ def write(path: Path, contract: Spec) -> Path:
     observation = {feature.name: golden[feature.name][0] for feature in spec.observations}
     rest = (golden[name][0] for name in ("noise", "committed", "hold"))
     golden["actions"] = open_graphs(graphs, spec, SAMPLER, agreed).act(observation, *rest)[None]
-    golden["disagreement"] = np.zeros(1, np.float32)
+    golden |= {name: np.zeros(1, np.float32) for name in ("disagreement", "arrival")}
     written = {"name": "composed:Line", "sampler": SAMPLER, "normalisation": {}, "max_error": 0.0, "provenance": {}}
     latency = Latency(1.0, 2.0, 1, "any")
     write_bundle(path, graphs, b"", b"{}", spec, golden, latency=latency, consensus=agreed, **written)  # type: ignore[arg-type]

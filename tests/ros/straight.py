@@ -46,6 +46,7 @@ def graph(spec: Spec) -> bytes:
         node("Mul", ["held", "change"], ["pull"]),
         node("Add", ["free", "pull"], ["actions"]),
         node("Identity", ["alone"], ["disagreement"]),
+        node("Identity", ["alone"], ["arrival"]),
     ]
     weights = [numpy_helper.from_array(value, name) for name, value in {**constants, "repeated": repeated}.items()]
     inputs = [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in graph_inputs(spec).items()]
@@ -62,7 +63,7 @@ def write(path: Path, contract: Spec, provenance: dict[str, Any]) -> Path:
     observation = {feature.name: golden[feature.name][0] for feature in spec.observations}
     rest = (golden[name][0] for name in ("noise", "committed", "hold"))
     golden["actions"] = Network(content, spec).act(observation, *rest)[None]
-    golden["disagreement"] = np.zeros(1, np.float32)
+    golden |= {name: np.zeros(1, np.float32) for name in ("disagreement", "arrival")}
     write_bundle(
         path,
         {GRAPH: content},

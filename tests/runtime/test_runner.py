@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
 import numpy as np
 import pytest
-from toy_policies import SPEC, Broken, Follow, observation
+from toy_policies import SPEC, Arriving, Broken, Follow, observation
 
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.runner import Runner
@@ -165,9 +166,9 @@ class Scripted:
         result, self.result = self.result, None
         return result
 
-    def answer(self, number: int, value: float, error: str = "", warning: str = "") -> None:
+    def answer(self, number: int, value: float, error: str = "", warning: str = "", arrival: float = 0.0) -> None:
         actions = np.full((SPEC.horizon, SPEC.action.dim), value, np.float32)
-        self.result = Result(number, self.requests[number - 1].stamp, actions, 0.01, error, 0.0, warning)
+        self.result = Result(number, self.requests[number - 1].stamp, actions, 0.01, error, 0.0, warning, arrival)
 
 
 def test_error_of_the_policy_leaves_the_old_chunk_and_plans_again() -> None:
@@ -195,6 +196,75 @@ def test_warning_of_the_policy_is_that_of_its_newest_chunk() -> None:
     worker.answer(2, 0.5)
     step(runner, 0.2)
     assert runner.warning == ""
+
+
+def arrive(runner: Runner, start: float, *arrivals: float) -> list[np.ndarray | None]:
+    """One tick per action of a chunk that wants 0.5; the image says how sure the policy is."""
+    commands = []
+    for k, arrival in enumerate(arrivals):
+        seen = {**observation(arrival), "goal": np.full(2, 0.5, np.float32)}
+        now = start + 0.1 * k
+        runner.observe(seen, now)
+        runner.plan(now)
+        commands.append(runner.command(now))
+    return commands
+
+
+def speeds(commands: list[np.ndarray | None]) -> list[float | None]:
+    return [None if command is None else float(command[0]) for command in commands]
+
+
+def test_robot_that_has_arrived_rests_until_the_next_goal() -> None:
+    policy = Arriving()
+    runner = Runner(InlineWorker(policy), ChunkBuffer(SPEC, 0.5), np.random.default_rng(0))
+    assert speeds(arrive(runner, 0.0, 0.9, 0.9, 0.1, 0.9, 0.5, 0.9)) == [0.5] * 6
+    assert not runner.arrived and runner.arrival == pytest.approx(0.9)
+    assert speeds(arrive(runner, 0.6, 0.9, 0.0, 0.0)) == [0.0] * 3
+    assert runner.arrived and runner.arrival == 0 and runner.age(0.8) == pytest.approx(0.0)
+    assert len(policy.calls) == 9  # planning goes on
+    np.testing.assert_array_equal(policy.calls[-1][1], 0)  # and holds on to the rest
+    runner.clear()
+    assert not runner.arrived and runner.command(0.85) is None
+    assert speeds(arrive(runner, 0.9, 0.9, 0.9)) == [0.5, 0.5] and not runner.arrived
+
+
+def test_chunk_of_a_robot_that_rests_grows_old_like_any_other() -> None:
+    runner = Runner(InlineWorker(Arriving()), ChunkBuffer(SPEC, 0.5), np.random.default_rng(0))
+    arrive(runner, 0.0, 0.9, 0.9, 0.9)
+    assert runner.arrived
+    assert speeds([runner.command(0.7)]) == [0.0] and runner.command(0.71) is None
+
+
+def test_one_that_says_nothing_never_arrives() -> None:
+    runner, _ = make()
+    assert speeds(arrive(runner, 0.0, *[0.9] * 10)) == [0.5] * 10
+    assert not runner.arrived and runner.arrival == 0
+
+
+def test_zeros_are_no_rest_for_positions() -> None:
+    action = dataclasses.replace(SPEC.action, units=("m", "m"))
+    policy = Arriving(dataclasses.replace(SPEC, action=action))
+    runner = Runner(InlineWorker(policy), ChunkBuffer(SPEC, 0.5), np.random.default_rng(0))
+    assert speeds(arrive(runner, 0.0, *[0.9] * 6)) == [0.5] * 6
+    assert not runner.arrived and runner.arrival == pytest.approx(0.9)
+
+
+def test_failed_and_late_answers_do_not_count_as_arrival() -> None:
+    worker = Scripted()
+    runner, _ = make(worker=worker)
+    for k, error in enumerate(("", "", "ContractError", "ContractError")):
+        step(runner, 0.1 * k)
+        worker.answer(k + 1, 0.5, error, arrival=1.0)
+    step(runner, 0.4)
+    assert not runner.arrived
+    runner.clear()
+    step(runner, 0.5)
+    worker.answer(5, 0.5, arrival=1.0)  # to the goal before
+    step(runner, 0.6)
+    assert not runner.arrived and runner.arrival == 0
+    worker.answer(6, 0.5, arrival=1.0)
+    step(runner, 0.7)
+    assert runner.arrival == 1 and not runner.arrived
 
 
 def test_late_answer_to_an_old_goal_is_ignored() -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_policies import LARGE, SPEC, Follow, observation
+from toy_policies import LARGE, SPEC, Arriving, Follow, observation
 
 from policies.runtime.slot import HEADER_BYTES, Slot
-from policies.runtime.worker import InferenceWorker, InlineWorker, Request, Result, Worker, WorkerError
+from policies.runtime.worker import BatchWorker, InferenceWorker, InlineWorker, Request, Result, Worker, WorkerError
 from policies.spec import Spec
 
 LOADER = "toy_policies:load"
@@ -70,6 +70,26 @@ def test_answer_matches_the_inline_worker(worker: InferenceWorker) -> None:
         assert remote.actions.dtype == np.float32
         assert remote.stamp == local.stamp == 12.5 and remote.error == ""
         assert remote.seconds > 0
+
+
+def test_arrival_comes_through_every_worker() -> None:
+    with InferenceWorker("arriving", LOADER, SPEC) as process:
+        process.wait_ready()
+        for value in (0.75, 0.0, 0.25):
+            for worker in (process, InlineWorker(Arriving())):
+                assert answer(worker, worker.submit(request(1.0, value))).arrival == value
+    silent = InlineWorker(Follow())
+    assert answer(silent, silent.submit(request(1.0))).arrival == 0
+
+
+def test_every_robot_of_a_batch_arrives_by_itself() -> None:
+    policy, values = Arriving(), (0.25, 1.0, 0.0)
+    workers = [BatchWorker(policy) for _ in values]
+    numbers = [worker.submit(request(1.0, value)) for worker, value in zip(workers, values, strict=True)]
+    BatchWorker.answer(workers)
+    results = [answer(worker, number) for worker, number in zip(workers, numbers, strict=True)]
+    assert [result.arrival for result in results] == [0.25, 1.0, 0.0]
+    assert [float(result.actions[0, 0]) for result in results] == [0.25, 1.0, 0.0]
 
 
 def test_every_result_is_returned_once(worker: InferenceWorker) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +37,26 @@ class Follow:
         self.calls.append((noise.copy(), committed.copy(), hold.copy()))
         wanted = np.broadcast_to(observation["goal"][-1], noise.shape)
         return (hold[:, None] * committed + (1 - hold[:, None]) * wanted).astype(np.float32)
+
+
+@dataclass
+class Arriving(Follow):
+    """Is as sure that it has arrived as the image is bright."""
+
+    arrival: float = 0.0
+
+    def act(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
+        self.arrival = float(observation["image"][-1].max())
+        return super().act(observation, noise, committed, hold)
+
+    def act_batch(self, requests: Sequence[tuple[Observation, Array, Array, Array]]) -> Array:
+        """Plan for several robots, each of which is as sure as its own image is bright."""
+        chunks, arrivals = [], []
+        for request in requests:
+            chunks.append(self.act(*request))
+            arrivals.append(self.arrival)
+        self.arrivals, self.disagreement = np.array(arrivals, np.float32), 0.0
+        return np.stack(chunks)
 
 
 class Slow(Follow):
@@ -88,4 +109,4 @@ def load(path: str) -> Follow:
         os._exit(3)
     if path == "large":
         return Extremes(LARGE)
-    return {"follow": Follow, "slow": Slow, "stuck": Stuck, "process": Process}[path]()
+    return {"follow": Follow, "arriving": Arriving, "slow": Slow, "stuck": Stuck, "process": Process}[path]()

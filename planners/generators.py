@@ -7,16 +7,15 @@ import binascii
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from planners.endpoint import Endpoint, EndpointError
-from planners.imagination import Array, ImaginationError, Request, Video, VideoGenerator
-
-Fault = Callable[[Array, np.random.Generator], Array]
+from planners.imagination import AnyVideo, Array, ImaginationError, Request, Video, VideoGenerator
 
 SHIFT = (0.12, 0.25)  # of the picture's height, a horizon that jumps
 DROPPED = (0.2, 0.4)  # of the video, pictures that a teleport leaves out
@@ -25,9 +24,46 @@ KEPT = (0.4, 0.8)  # of the video, before it ends early
 GAIN = (0.55, 0.85)  # brightness of the darkened pictures of a flicker
 
 
-def _begin(frames: Array, rng: np.random.Generator) -> int:
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What becomes of the pictures of a video, for those who may know it.
+
+    Args:
+        source: ``(T,)`` int, which picture of the untouched video each of the T pictures is made of.
+        mirrored: ``(T,)`` bool, left and right are exchanged.
+        down: ``(T,)`` px by which the content is moved down; the border row fills the gap.
+        gain: ``(T,)`` factor of the brightness.
+    """
+
+    source: Array
+    mirrored: Array
+    down: Array
+    gain: Array
+
+    @classmethod
+    def of(cls, source: Array) -> Edit:
+        """Choose pictures and leave them as they are."""
+        count = len(source)
+        return cls(source, np.zeros(count, bool), np.zeros(count, int), np.ones(count))
+
+    def apply(self, frames: Array) -> Array:
+        """``(T, 3, H, W)`` uint8 pictures made of those of the untouched video."""
+        made = frames[self.source]
+        made[self.mirrored] = made[self.mirrored, :, :, ::-1]
+        rows = np.arange(made.shape[2])
+        for index in np.flatnonzero(self.down):
+            made[index] = made[index][:, np.clip(rows - self.down[index], 0, len(rows) - 1)]
+        for index in np.flatnonzero(self.gain != 1):
+            made[index] = (made[index] * self.gain[index]).round().astype(np.uint8)
+        return made
+
+
+Fault = Callable[[Array, np.random.Generator], Edit]
+
+
+def _begin(count: int, rng: np.random.Generator) -> int:
     """A picture in the middle half of the video, where a fault sets in."""
-    return int(rng.integers(max(1, len(frames) // 4), max(2, 3 * len(frames) // 4)))
+    return int(rng.integers(max(1, count // 4), max(2, 3 * count // 4)))
 
 
 def _share(frames: Array, span: tuple[float, float], rng: np.random.Generator) -> int:
@@ -38,59 +74,56 @@ def _change(one: Array, other: Array) -> float:
     return float(np.abs(one.astype(np.int16) - other).mean())
 
 
-def _freeze(frames: Array, rng: np.random.Generator) -> Array:
+def _freeze(frames: Array, rng: np.random.Generator) -> Edit:
     """The picture stands still for a while, where it would have moved, and then jumps to where it would have been."""
     count = min(_share(frames, FROZEN, rng), len(frames) - 1)
     change = np.array([_change(one, other) for one, other in zip(frames[:-count], frames[count:], strict=True)])
     begin = int(rng.choice(np.flatnonzero(change >= np.median(change))))
-    spoiled = frames.copy()
-    spoiled[begin : begin + count] = frames[begin]
-    return spoiled
+    source = np.arange(len(frames))
+    source[begin : begin + count] = begin
+    return Edit.of(source)
 
 
-def _mirror(frames: Array, rng: np.random.Generator) -> Array:
-    """From some picture on left and right are exchanged: every later turn goes the wrong way."""
-    begin = _begin(frames, rng)
-    return np.concatenate([frames[:begin], frames[begin:, :, :, ::-1]])
+def _mirror(frames: Array, rng: np.random.Generator) -> Edit:
+    """From some picture on left and right are exchanged."""
+    edit = Edit.of(np.arange(len(frames)))
+    edit.mirrored[_begin(len(frames), rng) :] = True
+    return edit
 
 
-def _jump(frames: Array, rng: np.random.Generator) -> Array:
+def _jump(frames: Array, rng: np.random.Generator) -> Edit:
     """The horizon moves up or down at once and, mostly, back again."""
-    begin, rows = _begin(frames, rng), frames.shape[2]
+    edit, begin = Edit.of(np.arange(len(frames))), _begin(len(frames), rng)
     end = int(rng.integers(begin + 1, len(frames) + 1))
-    shift = round(rows * rng.uniform(*SHIFT)) * (1 if rng.random() < 0.5 else -1)
-    source = np.clip(np.arange(rows) - shift, 0, rows - 1)  # the border row fills the gap
-    spoiled = frames.copy()
-    spoiled[begin:end] = frames[begin:end][:, :, source]
-    return spoiled
+    edit.down[begin:end] = round(frames.shape[2] * rng.uniform(*SHIFT)) * (1 if rng.random() < 0.5 else -1)
+    return edit
 
 
-def _flicker(frames: Array, rng: np.random.Generator) -> Array:
+def _flicker(frames: Array, rng: np.random.Generator) -> Edit:
     """Every picture of a stretch has its own brightness, about half of them are darkened."""
-    count = max(3, _share(frames, FROZEN, rng))
+    edit, count = Edit.of(np.arange(len(frames))), max(3, _share(frames, FROZEN, rng))
     begin = int(rng.integers(0, max(1, len(frames) - count)))
-    gain = np.ones(len(frames))
-    stretch = gain[begin : begin + count]
+    stretch = edit.gain[begin : begin + count]
     dark = rng.random(len(stretch)) < 0.5
     dark[:2] = False, True
     stretch[dark] = rng.uniform(*GAIN, dark.sum())
-    return (frames * gain[:, None, None, None]).round().astype(np.uint8)
+    return edit
 
 
-def _truncate(frames: Array, rng: np.random.Generator) -> Array:
+def _truncate(frames: Array, rng: np.random.Generator) -> Edit:
     """The video ends early."""
-    return frames[: max(2, _share(frames, KEPT, rng))]
+    return Edit.of(np.arange(max(2, _share(frames, KEPT, rng))))
 
 
-def _reverse(frames: Array, rng: np.random.Generator) -> Array:
+def _reverse(frames: Array, rng: np.random.Generator) -> Edit:
     """The video runs backwards."""
-    return frames[::-1].copy()
+    return Edit.of(np.arange(len(frames))[::-1])
 
 
 FAULTS: dict[str, Fault] = {
-    "teleport": lambda frames, rng: frames,  # made while generating, see `DegradedImagination`
+    "teleport": lambda frames, rng: Edit.of(np.arange(len(frames))),  # see `DegradedImagination.make`
     "frozen": _freeze,
-    "wrong_turn": _mirror,
+    "mirror": _mirror,
     "horizon": _jump,
     "flicker": _flicker,
     "truncated": _truncate,
@@ -98,22 +131,47 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A video of a `DegradedImagination` and the truth about it, which is for a judge and not for a validator.
+
+    Args:
+        video: What a validator gets to see.
+        fault: Label, empty if there is none.
+        origin: The untouched video as its generator made it.
+        edit: How the pictures of ``video`` come from those of ``origin``.
+    """
+
+    video: Video
+    fault: str
+    origin: AnyVideo
+    edit: Edit
+
+
 class DegradedImagination:
     """Another generator's videos with faults whose labels are known, to measure what a validator finds.
 
     Args:
         inner: Makes the videos.
-        faults: Names out of `FAULTS` to choose from.
+        faults: Names out of `FAULTS` and ``others`` to choose from.
         share: Share of the seeds whose video gets a fault; the others pass as they are.
+        others: By name, generators whose videos are wrong as a whole, such as a camera that goes through a wall.
 
     A teleport asks ``inner`` for a longer video and leaves a stretch in the middle out, so its length and its end are
     those of a good one.
     """
 
-    def __init__(self, inner: VideoGenerator, faults: Sequence[str] = tuple(FAULTS), share: float = 1.0) -> None:
-        if unknown := set(faults) - FAULTS.keys():
-            raise ImaginationError(f"unknown faults {sorted(unknown)}; choose from {list(FAULTS)}")
-        self._inner, self._faults, self._share = inner, tuple(faults), share
+    def __init__(
+        self,
+        inner: VideoGenerator,
+        faults: Sequence[str] = tuple(FAULTS),
+        share: float = 1.0,
+        others: Mapping[str, VideoGenerator] | None = None,
+    ) -> None:
+        self._inner, self._faults, self._share, self._others = inner, tuple(faults), share, dict(others or {})
+        known = [*FAULTS, *self._others]
+        if unknown := set(faults) - set(known):
+            raise ImaginationError(f"unknown faults {sorted(unknown)}; choose from {known}")
 
     def fault(self, seed: int) -> str:
         """The label of the video of a seed, empty if it has no fault."""
@@ -122,16 +180,23 @@ class DegradedImagination:
 
     def generate(self, request: Request, seed: int) -> Video:
         """Make a video and spoil it as `fault` says."""
+        return self.make(request, seed).video
+
+    def make(self, request: Request, seed: int) -> Made:
+        """Do what `generate` does and tell how."""
         fault, rng = self.fault(seed), np.random.default_rng([seed, 1])
         dropped = max(1, round(request.frames * rng.uniform(*DROPPED))) if fault == "teleport" else 0
-        made = self._inner.generate(dataclasses.replace(request, frames=request.frames + dropped), seed)
-        if not fault:
-            return Video(made.frames, made.rate_hz, made.provenance)
-        frames = made.frames
+        longer = dataclasses.replace(request, frames=request.frames + dropped)
+        made = self._others.get(fault, self._inner).generate(longer, seed)
+        count = len(made.frames)
+        kept = np.arange(count)
         if dropped:
-            begin = _begin(frames[dropped:], rng)
-            frames = np.concatenate([frames[:begin], frames[begin + dropped :]])
-        return Video(FAULTS[fault](frames, rng), made.rate_hz, "degraded")
+            begin = _begin(count - dropped, rng)
+            kept = np.delete(kept, np.arange(begin, begin + dropped))
+        edit = FAULTS[fault](made.frames[kept], rng) if fault in FAULTS else Edit.of(np.arange(count))
+        edit = dataclasses.replace(edit, source=kept[edit.source])
+        provenance = "degraded" if fault else made.provenance
+        return Made(Video(edit.apply(made.frames), made.rate_hz, provenance), fault, made, edit)
 
 
 class HttpVideoGenerator:

@@ -74,10 +74,12 @@ def measure(frames: Array, rate_hz: float, camera: Camera) -> Motion:
         camera: Field of view, height and pitch of the camera that is supposed to have taken it.
     """
     pictures, camera = squared(frames), replace(camera, size=SIDE)
-    rows = [_pair(one, other, rate_hz, camera) for one, other in itertools.pairwise(pictures)]
-    size, mismatch, agreement, vx, vy, wz, nod, roll, brightness, down, shifted = np.array(rows, float).T
-    twist, tilt = np.stack([vx, vy, wz], -1), np.hypot(nod, roll) / rate_hz
-    return Motion(size, mismatch, agreement, twist, tilt, brightness, down, shifted)
+    flows = np.stack([dis_flow(one, other) for one, other in itertools.pairwise(pictures)])
+    rates, agreement = _floor_motion(flows, rate_hz, camera)
+    rows = [_pair(*pair, flow, camera) for pair, flow in zip(itertools.pairwise(pictures), flows, strict=True)]
+    size, mismatch, brightness, down, shifted = np.array(rows, float).T
+    tilt = np.linalg.norm(rates[:, 3:], axis=1) / rate_hz
+    return Motion(size, mismatch, agreement, rates[:, :3], tilt, brightness, down, shifted)
 
 
 def squared(frames: Array) -> Array:
@@ -97,35 +99,31 @@ def squared(frames: Array) -> Array:
     return np.stack(scaled).transpose(0, 3, 1, 2)
 
 
-def _pair(one: Array, other: Array, rate_hz: float, camera: Camera) -> tuple[float, ...]:
-    flow = dis_flow(one, other)
+def _pair(one: Array, other: Array, flow: Array, camera: Camera) -> tuple[float, ...]:
     seen, back = warped(other, flow)
     before, after = grey(one)[seen], grey(back)[seen]
-    rates, agreement = _floor_motion(flow, rate_hz, camera)
     brightness = np.log((after.mean() + 1) / (before.mean() + 1)) if seen.any() else 0.0
     return (
         float(np.percentile(np.hypot(*flow), 90)),
         1 - correlation(before, after),
-        agreement,
-        *rates,
         float(brightness),
         *_shift(grey(one), grey(other), camera),
     )
 
 
-def _floor_motion(flow: Array, rate_hz: float, camera: Camera) -> tuple[Array, float]:
-    """Rates ``(5,)`` vx, vy, wz, nod, roll and agreement; on a robot that walks the camera nods and rolls."""
-    cells = flow.reshape(2, CELLS, SIDE // CELLS, CELLS, SIDE // CELLS).mean((2, 4))
-    moved = torch.from_numpy(cells.astype(np.float64)).flatten(1).mT
+def _floor_motion(flows: Array, rate_hz: float, camera: Camera) -> tuple[Array, Array]:
+    """Rates ``(N, 5)`` vx, vy, wz, nod, roll and agreement ``(N,)`` of N flows; who walks nods and rolls."""
+    cells = flows.reshape(-1, 2, CELLS, SIDE // CELLS, CELLS, SIDE // CELLS).mean((3, 5))
+    moved = torch.from_numpy(cells.astype(np.float64)).flatten(2).mT
     halfway = camera.places(CELLS) + 0.5 * moved
     depth = floor_depth(camera, halfway)
-    prior = (depth.min() / depth).clamp(0, 1)  # what is near is seldom hidden
+    prior = (depth.amin(-1, keepdim=True) / depth).clamp(0, 1)  # what is near is seldom hidden
     (x, y), focal = halfway.unbind(-1), camera.focal
     nod = torch.stack([x * y / focal, focal + y.square() / focal], -1)
     roll = torch.stack([y, -x], -1)
     relation = torch.cat([jacobian(camera, halfway, depth), torch.stack([nod, roll], -1)], -1)
     rates, trust = robust_twist_of(moved * rate_hz, relation, prior, NOISE_PX * rate_hz)
-    return rates.numpy(), float(trust.sum() / prior.sum().clamp_min(1e-9))
+    return rates.numpy(), (trust.sum(-1) / prior.sum(-1).clamp_min(1e-9)).numpy()
 
 
 def _shift(one: Array, other: Array, camera: Camera) -> tuple[float, float]:

@@ -6,7 +6,7 @@ cannot tell whether the way is free or the instruction is followed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,12 +178,21 @@ def precision_recall(
         accept: Score from which a video passes.
 
     Returns:
+        What `tally` makes of the verdicts.
+    """
+    good = [validator.score(video, request) for video, request in clean]
+    bad = {name: [validator.score(video, request) for video, request in pairs] for name, pairs in faulty.items()}
+    return tally(good, bad, accept)
+
+
+def tally(good: Sequence[Verdict], bad: Mapping[str, Sequence[Verdict]], accept: float = 0.8) -> dict[str, Any]:
+    """Count what a validator said of good videos, and of bad ones by the name of their fault.
+
+    Returns:
         A report for ``json.dump``: per fault its recall (rejected of all) and precision (of the rejected of this fault
         and the good ones, those of this fault: it depends on how many of each there are), with the numbers behind them
         and the checks that objected, and the same over all faults.
     """
-    good = [validator.score(video, request) for video, request in clean]
-    bad = {name: [validator.score(video, request) for video, request in pairs] for name, pairs in faulty.items()}
     if not good or not bad or not all(bad.values()):
         raise ImaginationError("precision and recall need good videos and videos of every fault; one of them is empty")
     alarms = _rejected(good, accept)
@@ -196,11 +205,11 @@ def precision_recall(
     }
 
 
-def _rejected(verdicts: list[Verdict], accept: float) -> list[Verdict]:
+def _rejected(verdicts: Sequence[Verdict], accept: float) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict.score < accept]
 
 
-def _rates(verdicts: list[Verdict], alarms: int, accept: float) -> dict[str, Any]:
+def _rates(verdicts: Sequence[Verdict], alarms: int, accept: float) -> dict[str, Any]:
     rejected = _rejected(verdicts, accept)
     return {
         "videos": len(verdicts),
@@ -211,7 +220,7 @@ def _rates(verdicts: list[Verdict], alarms: int, accept: float) -> dict[str, Any
     }
 
 
-def _objections(verdicts: list[Verdict], accept: float) -> dict[str, int]:
+def _objections(verdicts: Sequence[Verdict], accept: float) -> dict[str, int]:
     """In how many videos each check objected."""
     names = [name for verdict in verdicts for name, score in verdict.checks.items() if score < accept]
     return {name: names.count(name) for name in sorted(set(names))}

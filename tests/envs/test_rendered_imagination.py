@@ -1,10 +1,11 @@
 from collections.abc import Iterator
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from envs.imagination import SPEED, MujocoImagination, destination
+from envs.imagination import SPEED, ClippingImagination, MujocoImagination, StrayingImagination, destination
 from envs.pictures import unavailable
 from envs.video_nav import CAMERA_FOVY, CAMERA_HEIGHT, CAMERA_PITCH, INSTRUCTIONS, VideoNavEnv
 from envs.video_rooms import STEP, Landmark
@@ -64,3 +65,23 @@ def test_a_rendered_walk_passes_the_check(env: VideoNavEnv) -> None:
 def test_requests_need_no_more_than_they_say(env: VideoNavEnv) -> None:
     request = SimpleNamespace(prompt=f"stop at the {env.walk.final.name}", frames=3)
     assert len(MujocoImagination(env).generate(request, 0).frames) == 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_camera_that_strays_ends_elsewhere_without_touching_anything(env: VideoNavEnv, seed: int) -> None:
+    for which, target in (("first", env.walk.passed), ("last", env.walk.final)):
+        request = SimpleNamespace(prompt=f"stop at the {target.name}", frames=40)
+        poses = StrayingImagination(env).generate(request, seed).poses
+        assert np.linalg.norm(poses[-1, :2] - env.stops[which][:2]) > env.radius
+        assert env.room.clearance(poses[:, :2]).min() > env.body.radius
+
+
+@pytest.mark.parametrize("room", range(7, 11))
+def test_a_camera_that_clips_goes_through_something_without_a_sharp_turn(room: int) -> None:
+    with closing(VideoNavEnv("wheeled", images=not unavailable())) as env:
+        env.reset(seed=room)
+        request = SimpleNamespace(prompt=f"stop at the {env.walk.final.name}", frames=200)
+        poses = ClippingImagination(env).generate(request, 0).poses
+        assert env.room.clearance(poses[:, :2]).min() < 0
+    steps = np.diff(poses, axis=0)
+    assert (np.abs(steps[:, 3]) < 1.2 * np.linalg.norm(steps[:, :2], axis=1)).all()

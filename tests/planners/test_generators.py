@@ -58,8 +58,8 @@ def test_frozen_pictures_are_repeated_and_then_skipped() -> None:
     assert (video.frames == clean.frames).all((1, 2, 3)).sum() >= REQUEST.frames // 2
 
 
-def test_a_wrong_turn_mirrors_the_end() -> None:
-    video, clean = spoiled("wrong_turn")
+def test_a_mirror_sets_in_once_and_stays() -> None:
+    video, clean = spoiled("mirror")
     mirrored = (video.frames == clean.frames[:, :, :, ::-1]).all((1, 2, 3))
     assert mirrored[-1] and not mirrored[0] and (np.diff(mirrored.astype(int)) >= 0).all()
 
@@ -95,6 +95,30 @@ def test_labels_follow_from_the_seed_and_the_rest_passes_untouched() -> None:
     video = subject.generate(REQUEST, seed)
     assert video.provenance == "rendered"
     np.testing.assert_array_equal(video.frames, Counting().generate(REQUEST, seed).frames)
+
+
+@pytest.mark.parametrize("fault", ["", *FAULTS])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_judge_is_told_what_was_done(fault: str, seed: int) -> None:
+    subject = DegradedImagination(Counting(), [fault or "teleport"], share=float(bool(fault)))
+    made = subject.make(REQUEST, seed)
+    assert made.fault == fault
+    np.testing.assert_array_equal(made.edit.apply(made.origin.frames), made.video.frames)
+    np.testing.assert_array_equal(made.video.frames, subject.generate(REQUEST, seed).frames)
+    left = made.edit.source[~made.edit.mirrored & (made.edit.down == 0) & (made.edit.gain == 1)]
+    same = (made.video.frames == made.origin.frames[made.edit.source]).all((1, 2, 3))
+    assert same.sum() == len(left)
+
+
+def test_another_generator_may_make_the_fault() -> None:
+    class Grey:
+        def generate(self, request: Request, seed: int) -> Video:
+            return Video(np.full((request.frames, 3, *request.size), seed, np.uint8), 8.0, "rendered")
+
+    subject = DegradedImagination(Counting(), ["grey"], others={"grey": Grey()})
+    made = subject.make(REQUEST, 5)
+    assert (made.fault, made.video.provenance, len(made.video.frames)) == ("grey", "degraded", REQUEST.frames)
+    assert (made.video.frames == 5).all()
 
 
 def test_unknown_faults_are_refused() -> None:

@@ -52,7 +52,7 @@ def test_a_good_video_passes(seed: int) -> None:
     [
         ("teleport", "teleport"),
         ("frozen", "frozen"),
-        ("wrong_turn", "teleport"),
+        ("mirror", "teleport"),
         ("horizon", "horizon"),
         ("flicker", "flicker"),
         ("truncated", "length"),
@@ -81,7 +81,7 @@ def test_the_last_picture_has_to_show_the_goal() -> None:
     near, away = clean().frames[-6], clean(SEEDS[1]).frames[-1]
     assert judged(clean(), end_picture=near).checks["goal"] >= 0.8
     assert judged(clean(), end_picture=away).checks["goal"] < 0.5
-    assert judged(spoiled("wrong_turn"), end_picture=clean().frames[-1]).checks["goal"] < 0.8
+    assert judged(spoiled("mirror"), end_picture=clean().frames[-1]).checks["goal"] < 0.8
     assert "goal" not in judged(clean()).checks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import tempfile
 import time
@@ -14,7 +15,9 @@ import numpy as np
 import tyro
 
 from envs.nav import NavEnv
-from envs.rooms import HALF_SIZE, sample_point
+from envs.rooms import HALF_SIZE
+from envs.video_nav import VideoNavEnv
+from kinoflow.course import Course, draw_goals
 from policies.load import LOADER
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.guard import Guard, GuardLimits
@@ -22,22 +25,33 @@ from policies.runtime.loop import Loop
 from policies.runtime.runner import Runner
 from policies.runtime.worker import InferenceWorker
 from policies.spec import Array, ContractError, Spec
-from ros_nodes.pilot import GOAL, ODOMETRY, REPLAN, SCAN, Pilot, timing
+from ros_nodes.convert import text_values
+from ros_nodes.pictures import write_video
+from ros_nodes.pilot import (
+    CAMERA,
+    EMBODIMENT,
+    GOAL,
+    GOAL_VIDEO,
+    INSTRUCTION,
+    ODOMETRY,
+    REPLAN,
+    SCAN,
+    Pilot,
+    one_hot,
+    timing,
+)
+from ros_nodes.simulation import NAV, Eyes, outcome, simulated
 
-ENVIRONMENT = "kinoflow/Nav-v0"
 FENCE = (-HALF_SIZE, HALF_SIZE, -HALF_SIZE, HALF_SIZE)
-MAX_AGE_S = {ODOMETRY: 0.2, SCAN: 0.25}
+MAX_AGE_S = {ODOMETRY: 0.2, SCAN: 0.25, CAMERA: 0.3}
 MAX_CHUNK_AGE_S = 0.5
 COMMAND_HZ = 50.0
 SCAN_EVERY = 5  # ticks
-NEAREST, FARTHEST = 3.0, 6.0  # m, from one goal to the next
-HOLD_S = 1.0  # the robot rests at a goal this long before the next one
 START_S = 90.0  # for all processes to come up
 LAST_REPORT_S = 0.7  # to receive what the nodes report last
-TRACE_S = 0.1  # between two points of the path
 POLICY = (
     *("rate_hz", "period_ms", "lateness_ms", "deadline_misses", "commands", "scheduling"),
-    *("inference_ms", "delay_ms", "chunk_age_ms"),
+    *("plan_rate_hz", "inference_ms", "delay_ms", "chunk_age_ms", "arrived"),
 )
 
 Progress = Callable[..., None]
@@ -49,7 +63,8 @@ class RunConfig:
 
     Args:
         bundle: Policy bundle (.kfb).
-        env: Environment; the room follows from the seed.
+        env: Environment, kinoflow/Nav-v0 or kinoflow/VideoNav-v0; the room follows from the seed, and in VideoNav-v0
+            the goal video and the instruction.
         embodiment: Robot: wheeled, drone or g1.
         seconds: Longest time to drive.
         goals: Goals to reach, the room's own first, then random reachable ones 3 to 6 m apart.
@@ -58,7 +73,7 @@ class RunConfig:
     """
 
     bundle: tyro.conf.Positional[Path]
-    env: str = ENVIRONMENT
+    env: str = NAV
     embodiment: str = "wheeled"
     seconds: float = 60.0
     goals: int = 1
@@ -75,27 +90,44 @@ def run(config: RunConfig, progress: Progress) -> dict[str, Any]:
 
     Returns:
         A report for ``json.dump``: rate, periods and lateness of the policy's control loop against its deadlines,
-        inference time, the rate at which commands reached the robot, what the guard did, goals, falls, collisions,
-        the path as ``[t, x, y]`` and every command that reached the robot as ``[t, *command]``.
+        plans per second, inference time, time from an observation to its chunk (``delay_ms``), the rate at which
+        commands reached the robot, what the guard did, goals, falls, collisions, language errors (see `outcome`), the
+        path as ``[t, x, y]`` and every command that reached the robot as ``[t, *command]``.
 
     Raises:
-        ContractError: The bundle is damaged or made for another robot.
+        ContractError: The bundle is damaged or made for another robot or environment.
         NodeError: A process did not start or ended early.
     """
-    if config.env != ENVIRONMENT:
-        raise ContractError(f"env is '{config.env}', robots run in {ENVIRONMENT}; for others there is kinoflow eval")
+    env = simulated(config.env, config.embodiment, COMMAND_HZ)
     spec = _spec(config)
-    env = NavEnv(config.embodiment, step_hz=COMMAND_HZ)  # type: ignore[arg-type]
     env.reset(seed=config.seed)
     spec.require(env.contract)
+    mission = _mission(config) if isinstance(env, VideoNavEnv) else None
     course = Course(draw_goals(env, config.goals, config.seed), config.seconds)
     reason = "asked for" if config.in_process else _why_no_ros()
     if reason:
-        report = {"mode": "in-process", "note": reason, **_drive_here(config, spec, env, course, progress)}
+        report = {"mode": "in-process", "note": reason, **_drive_here(config, spec, env, mission, course, progress)}
     else:
-        report = {"mode": "ros2", **_drive_nodes(config, env, course, progress)}
+        report = {"mode": "ros2", **_drive_nodes(config, env, mission, course, progress)}
     where = {"env": config.env, "embodiment": config.embodiment, "seed": config.seed}
-    return {**where, **report, **course.report()}
+    said = {"instruction": mission.sentence} if mission else {}
+    return {**where, **said, **report, **course.report()}
+
+
+@dataclass(frozen=True)
+class Mission:
+    """What the robot is shown, ``(16, 3, S, S)`` uint8, and told in VideoNav-v0; where that leads it is not told."""
+
+    video: Array
+    sentence: str
+
+
+def _mission(config: RunConfig) -> Mission:
+    if config.goals != 1:
+        raise ContractError(f"goals is {config.goals}, a goal video shows the way to 1; leave it at 1 in {config.env}")
+    with contextlib.closing(VideoNavEnv(config.embodiment)) as env:  # type: ignore[arg-type]
+        env.reset(seed=config.seed)
+        return Mission(env.goal_video, env.instruction)
 
 
 def _why_no_ros() -> str:
@@ -112,107 +144,15 @@ def _spec(config: RunConfig) -> Spec:
     return Bundle.load(config.bundle).spec
 
 
-def draw_goals(env: NavEnv, count: int, seed: int) -> list[Array]:
-    """Return the room's own goal and further ones, each reachable and 3 to 6 m from the one before.
-
-    Args:
-        env: Freshly reset environment.
-        count: Number of goals.
-        seed: Seed of the further goals.
-
-    Returns:
-        ``(3,)`` points in m, world frame.
-    """
-    rng = np.random.default_rng([seed, 1])  # another stream than the room's
-    goals = [np.array(env.goal, float)]
-    while len(goals) < count:
-        point, last = sample_point(env.room, rng), goals[-1][:2]
-        in_range = NEAREST <= np.linalg.norm(point - last) <= FARTHEST
-        if in_range and env.room.map.routes(point).reachable(last):
-            goals.append(np.array([*point, goals[0][2]]))
-    return goals
-
-
-class Course:
-    """Goals to reach one after the other, and the path that was taken.
-
-    Args:
-        goals: ``(3,)`` points in m, world frame.
-        seconds: Longest time.
-    """
-
-    def __init__(self, goals: list[Array], seconds: float) -> None:
-        self.fall = self.collision = False
-        self.failure = ""
-        """Why the robot cannot go on, in words; empty while it can."""
-        self.now = 0.0
-        """Seconds since the start."""
-        self._goals, self._seconds, self._reached = goals, seconds, 0
-        self._path: list[list[float]] = []
-        self._arrived: float | None = None
-
-    @property
-    def goal(self) -> Array:
-        """The goal to drive to."""
-        return self._goals[min(self._reached, len(self._goals) - 1)]
-
-    @property
-    def ended(self) -> str:
-        """Why the run is over, empty while it is not."""
-        if self._reached == len(self._goals):
-            return "all goals reached"
-        return self.failure or ("the time is over" if self.now >= self._seconds else "")
-
-    def update(self, now: float, position: Array, success: bool) -> bool:
-        """Take note of where the robot is; return whether it shall drive to a new goal.
-
-        Args:
-            now: Seconds since the start.
-            position: ``(2,)`` or more, in m, world frame.
-            success: Whether it rests at the goal.
-        """
-        self.now = now
-        if not self._path or now >= self._path[-1][0] + TRACE_S:
-            self._path.append([round(now, 2), *(round(float(value), 3) for value in position[:2])])
-        if not success:
-            self._arrived = None
-        elif self._arrived is None:
-            self._arrived = now
-        elif now - self._arrived >= HOLD_S:
-            self._arrived, self._reached = None, self._reached + 1
-            return not self.ended
-        return False
-
-    def fail(self, fall: bool, collision: bool, fault: str | None) -> None:
-        """Take note of what ends a run: a fall, a collision, a fault of the guard."""
-        self.fall, self.collision = fall, collision and not fall
-        self.failure = "the robot fell" if fall else "the robot hit something" if collision else fault or ""
-
-    def text(self) -> str:
-        """Say how far it is, for a progress bar."""
-        return f"{self._reached} of {len(self._goals)} goals"
-
-    def report(self) -> dict[str, Any]:
-        """Return the outcome as JSON values."""
-        return {
-            "success": self._reached == len(self._goals),
-            "ended": self.ended,
-            "goals_reached": self._reached,
-            "goals": [[round(float(value), 3) for value in goal] for goal in self._goals],
-            "falls": int(self.fall),
-            "collisions": int(self.collision),
-            "seconds": round(self.now, 2),
-            "path": self._path,
-        }
-
-
-def _drive_nodes(config: RunConfig, env: NavEnv, course: Course, progress: Progress) -> dict[str, Any]:
+def _drive_nodes(
+    config: RunConfig, env: NavEnv, mission: Mission | None, course: Course, progress: Progress
+) -> dict[str, Any]:
     from ros_nodes.session import Monitor, Nodes, private_domain
 
     with tempfile.TemporaryDirectory(prefix="kinoflow-run-") as name:
         folder = Path(name)
         with private_domain(folder), Nodes(folder) as nodes:
-            for node, parameters in _parameters(config, env).items():
+            for node, parameters in _parameters(config, env, _handed_over(mission, folder)).items():
                 nodes.start(node, parameters)
             with Monitor(nodes.check, env.contract.action.names) as monitor:
                 _start(monitor)
@@ -226,14 +166,22 @@ def _since_start(commands: list[list[float]]) -> list[list[float]]:
     return [[round(time - commands[0][0], 5), *(round(value, 4) for value in values)] for time, *values in commands]
 
 
-def _parameters(config: RunConfig, env: NavEnv) -> dict[str, dict[str, Any]]:
+def _handed_over(mission: Mission | None, folder: Path) -> dict[str, str]:
+    """Parameters of the policy node that say what to do in VideoNav-v0; none in Nav-v0, where the goal is a message."""
+    if mission is None:
+        return {}
+    write_video(folder / "goal.mp4", mission.video)
+    return {"goal": str(folder / "goal.mp4"), "instruction": mission.sentence}
+
+
+def _parameters(config: RunConfig, env: NavEnv, goal: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Parameters per node, in the order of the start."""
     action, names = env.contract.action, list(env.contract.action.names)
     limits = GuardLimits.of(action)
     guard = {name: list(getattr(limits, name)) for name in ("low", "high", "acceleration", "jerk")}
-    policy = {"bundle": str(config.bundle.resolve()), "embodiment": config.embodiment, "seed": config.seed}
+    policy = {"bundle": str(config.bundle.resolve()), "embodiment": config.embodiment, "seed": config.seed, **goal}
     return {
-        "sim_node": {"embodiment": config.embodiment, "seed": config.seed},
+        "sim_node": {"env": config.env, "embodiment": config.embodiment, "seed": config.seed},
         "guard_node": {"names": names, "geofence": list(FENCE), **guard},
         "policy_node": {"names": names, "geofence": list(FENCE), **policy},
     }
@@ -259,8 +207,9 @@ def _follow(monitor: Any, course: Course, progress: Callable[[], None]) -> None:
     while not course.ended:
         monitor.spin(0.05)
         sim, guard = monitor.status("sim_node").values, monitor.status("guard_node").values
-        course.fail(sim.get("fall", False), sim.get("collision", False), guard.get("fault"))
-        there = sim.get("success", False) and np.allclose(sim["goal"], course.goal, atol=1e-2)
+        fall, collision, gave_up = (sim.get(name, False) for name in ("fall", "collision", "gave_up"))
+        course.fail(fall, collision, gave_up, guard.get("fault"))
+        there = sim.get("success", False) and np.allclose(sim.get("goal", course.goal), course.goal, atol=1e-2)
         if course.update(time.monotonic() - begin, monitor.position, there):
             monitor.send_goal(course.goal)
         progress()
@@ -269,21 +218,27 @@ def _follow(monitor: Any, course: Course, progress: Callable[[], None]) -> None:
 def _summary(policy: Mapping[str, Any], guard: Mapping[str, Any], sim: Mapping[str, Any]) -> dict[str, Any]:
     report = {name: policy.get(name) for name in (*POLICY, "bundle_hash")}
     report["guard"] = {name: guard.get(name) for name in ("fault", "interventions")}
+    report |= _language(sim)
     return {**report, "received_hz": sim.get("received_hz"), "real_time_factor": sim.get("real_time_factor")}
+
+
+def _language(result: Mapping[str, Any]) -> dict[str, int]:
+    return {"language_errors": int(result["language_error"])} if "language_error" in result else {}
 
 
 class _Robot:
     """Policy, guard and simulation in one control loop."""
 
-    def __init__(self, env: NavEnv, pilot: Pilot, course: Course) -> None:
+    def __init__(self, env: NavEnv, pilot: Pilot, course: Course, eyes: Eyes | None) -> None:
         limits = GuardLimits.of(env.contract.action)
         self.guard = Guard(GuardLimits(limits.low, limits.high, limits.acceleration, limits.jerk, geofence=FENCE))
-        self._env, self._pilot, self._course = env, pilot, course
+        self._env, self._pilot, self._course, self._eyes = env, pilot, course, eyes
         self._command: tuple[Any, float] = (None, 0.0)
-        self._scan = env.observe()["scan"]
+        self._observation = env.observe()
         self.commands: list[list[float]] = []
         self._ticks, self._begin = 0, time.monotonic()
-        self._drive_to(course.goal)
+        if eyes is None:
+            self._drive_to(course.goal)
 
     def tick(self, now: float) -> None:
         """Observe, plan, guard, step."""
@@ -296,18 +251,19 @@ class _Robot:
             guard.estop(f"policy: {self._pilot.fault}")
         safe = guard.filter(*self._command, now, env.pose)
         self.commands.append([now, *safe.tolist()])
-        observation, *_ = env.step(safe)
-        self._scan = observation["scan"]
-        fall = env.body.fallen(env.data)
-        self._course.fail(fall, env.collision, guard.fault)
+        self._observation, *_ = env.step(safe)
+        result = outcome(env)
+        self._course.fail(result["fall"], result["collision"], result.get("gave_up", False), guard.fault)
         if self._course.update(now - self._begin, env.pose, env.success):
             self._drive_to(self._course.goal)
 
     def _sense(self, now: float) -> None:
         env, pilot = self._env, self._pilot
         pilot.receive(ODOMETRY, now, lambda: pilot.motion(env.pose, env.body.twist(env.data), now))
-        if self._ticks % SCAN_EVERY == 0:
-            pilot.receive(SCAN, now, lambda: self._scan)
+        if self._eyes is not None:
+            self._eyes.look(env.data.qpos.copy(), now)
+        elif self._ticks % SCAN_EVERY == 0:
+            pilot.receive(SCAN, now, lambda: self._observation["scan"])
         self._ticks += 1
 
     def _drive_to(self, goal: Array) -> None:
@@ -315,13 +271,19 @@ class _Robot:
         self._pilot.receive(GOAL, time.monotonic(), lambda: goal)
 
 
-def _drive_here(config: RunConfig, spec: Spec, env: NavEnv, course: Course, progress: Progress) -> dict[str, Any]:
-    with InferenceWorker(str(config.bundle), LOADER, spec) as worker:
+def _drive_here(
+    config: RunConfig, spec: Spec, env: NavEnv, mission: Mission | None, course: Course, progress: Progress
+) -> dict[str, Any]:
+    with InferenceWorker(str(config.bundle), LOADER, spec) as worker, contextlib.ExitStack() as stack:
         worker.wait_ready()
         rng = np.random.default_rng(config.seed)
         runner = Runner(worker, ChunkBuffer(spec, MAX_CHUNK_AGE_S), rng, REPLAN * spec.rate_hz)
         pilot = Pilot(spec, runner, MAX_AGE_S)
-        robot = _Robot(env, pilot, course)
+        eyes = None
+        if mission is not None:
+            _tell(pilot, mission, spec, config.embodiment)
+            eyes = stack.enter_context(contextlib.closing(_eyes(pilot, config)))
+        robot = _Robot(env, pilot, course, eyes)
         loop = Loop(1 / COMMAND_HZ, robot.tick)
         loop.start()
         try:
@@ -331,6 +293,22 @@ def _drive_here(config: RunConfig, spec: Spec, env: NavEnv, course: Course, prog
         finally:
             loop.stop()
     statistics = {**timing(loop), **pilot.report(), "commands": pilot.commands}
-    report = {name: statistics[name] for name in POLICY}
-    outcome = {"fault": robot.guard.fault, "interventions": dict(robot.guard.interventions)}
-    return {**report, "guard": outcome, "received_hz": report["rate_hz"], "trace": _since_start(robot.commands)}
+    report = {name: statistics[name] for name in POLICY} | _language(outcome(env))
+    guard = {"fault": robot.guard.fault, "interventions": dict(robot.guard.interventions)}
+    return {**report, "guard": guard, "received_hz": report["rate_hz"], "trace": _since_start(robot.commands)}
+
+
+def _tell(pilot: Pilot, mission: Mission, spec: Spec, embodiment: str) -> None:
+    """Give a policy those features of its contract that stay as they are until the next goal."""
+    shapes = {feature.name: feature.shape for feature in spec.observations}
+    now = time.monotonic()
+    pilot.receive(GOAL_VIDEO, now, lambda: mission.video)
+    pilot.receive(EMBODIMENT, now, lambda: one_hot(embodiment))
+    pilot.receive(INSTRUCTION, now, lambda: text_values(mission.sentence, *shapes.get(INSTRUCTION, (0,))))
+
+
+def _eyes(pilot: Pilot, config: RunConfig) -> Eyes:
+    def show(picture: Array, stamp: float) -> None:
+        pilot.receive(CAMERA, stamp, lambda: picture)
+
+    return Eyes(config.embodiment, config.seed, show)

@@ -1,4 +1,4 @@
-"""Drive a robot that provides odometry and a laser scan: policy and guard."""
+"""Drive a robot that provides odometry and a laser scan or the pictures of a camera: policy and guard."""
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
@@ -9,7 +9,9 @@ from launch_ros.substitutions import FindPackageShare
 
 ARGUMENTS = {
     "bundle": (None, "Path of the policy bundle (.kfb)"),
-    "embodiment": (None, "Robot that is driven: wheeled, drone or g1"),
+    "goal": ("", "Path of the goal video (.mp4), for policies that follow one"),
+    "instruction": ("", "Sentence that says where to stop, for policies that read one"),
+    "embodiment": ("g1", "Robot that is driven: wheeled, drone or g1"),
     "namespace": ("", "Namespace of all nodes"),
     "params_file": (None, "Parameters of all nodes; by default those that belong to the embodiment"),
     "use_sim_time": ("false", "Take the time from /clock instead of the system"),
@@ -19,7 +21,9 @@ ARGUMENTS = {
     "cmd_vel": ("cmd_vel", "Topic on which the robot takes its commands, relative to the namespace"),
     "odom": ("odom", "Topic of its odometry, relative to the namespace"),
     "scan": ("scan", "Topic of its laser scan, relative to the namespace"),
+    "camera": ("camera/image_raw", "Topic of the pictures of its head camera, relative to the namespace"),
 }
+TOPICS = {"camera": "camera/image_raw"}  # where the node's name for it is not that of the argument
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -37,7 +41,15 @@ def generate_launch_description() -> LaunchDescription:
         [
             *arguments,
             _node("guard_node", ("cmd_vel", "odom"), start_latched=bool),
-            _node("policy_node", ("odom", "scan"), bundle=str, embodiment=str, autostart=bool),
+            _node(
+                "policy_node",
+                ("odom", "scan", "camera"),
+                bundle=str,
+                goal=str,
+                instruction=str,
+                embodiment=str,
+                autostart=bool,
+            ),
         ]
     )
 
@@ -52,7 +64,7 @@ def _node(name: str, topics: tuple[str, ...], **kinds: type) -> Node:
         name=name,
         namespace=LaunchConfiguration("namespace"),
         parameters=[LaunchConfiguration("params_file"), given],
-        remappings=[(topic, LaunchConfiguration(topic)) for topic in topics],
+        remappings=[(TOPICS.get(topic, topic), LaunchConfiguration(topic)) for topic in topics],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="screen",
     )

@@ -9,6 +9,9 @@ from launch_ros.substitutions import FindPackageShare
 
 ARGUMENTS = {
     "bundle": (None, "Path of the policy bundle (.kfb)"),
+    "goal": ("", "Path of the goal video (.mp4), for policies that follow one"),
+    "instruction": ("", "Sentence that says where to stop, for policies that read one"),
+    "env": ("kinoflow/Nav-v0", "Environment: kinoflow/Nav-v0, or kinoflow/VideoNav-v0 for a robot with a camera"),
     "embodiment": ("wheeled", "Robot to simulate: wheeled, drone or g1"),
     "seed": ("0", "Seed of the room, the start and the first goal"),
     "namespace": ("", "Namespace of all nodes"),
@@ -33,9 +36,9 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *arguments,
-            _node("sim_node", embodiment=str, seed=int),
+            _node("sim_node", env=str, embodiment=str, seed=int),
             _node("guard_node"),
-            _node("policy_node", bundle=str, embodiment=str, autostart=bool),
+            _node("policy_node", bundle=str, goal=str, instruction=str, embodiment=str, autostart=bool),
         ]
     )
 

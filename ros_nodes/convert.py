@@ -11,7 +11,7 @@ import numpy as np
 
 from policies.spec import Array, ContractError
 
-BASE_FRAME, ODOMETRY_FRAME = "base_link", "odom"
+BASE_FRAME, ODOMETRY_FRAME, CAMERA_FRAME = "base_link", "odom", "head_camera"
 COMPONENTS = {"vx": ("linear", "x"), "vy": ("linear", "y"), "vz": ("linear", "z"), "wz": ("angular", "z")}
 """Field of a Twist per action name."""
 
@@ -171,6 +171,20 @@ def scan_message(ranges: Array, reach: float, period_s: float, stamp: Any) -> An
     message.scan_time, message.range_max = period_s, float(reach)
     message.ranges = np.where(ranges >= reach, np.float32(np.inf), np.float32(ranges)).tolist()
     return message
+
+
+def text_values(text: str, length: int) -> Array:
+    """Return the ``(length,)`` uint8 a policy sees of a sentence: its UTF-8 bytes, padded with 0.
+
+    Raises:
+        ContractError: There is nothing in it, it is too long, or it has a byte that means padding.
+    """
+    encoded = text.encode()
+    if not text.strip() or len(encoded) > length or 0 in encoded:
+        raise ContractError(
+            f"instruction {text!r} has {len(encoded)} bytes, 1 to {length} that are not 0 are needed; say it otherwise"
+        )
+    return np.frombuffer(encoded.ljust(length, b"\0"), np.uint8)
 
 
 def status_message(name: str, level: int, text: str, values: Mapping[str, Any], hardware: str, stamp: Any) -> Any:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped, TwistStamped
-from nav_msgs.msg import Odometry
+from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import LaserScan
 from std_msgs.msg import String
 
 from policies.bundle import Bundle
@@ -24,17 +22,9 @@ from policies.runtime.runner import Runner
 from policies.runtime.worker import InferenceWorker
 from policies.spec import Array, ContractError
 from ros_nodes import shared
-from ros_nodes.convert import (
-    BASE_FRAME,
-    ODOMETRY_FRAME,
-    point_values,
-    pose_values,
-    require_frame,
-    scan_values,
-    twist_message,
-    twist_values,
-)
-from ros_nodes.pilot import GOAL, ODOMETRY, REPLAN, SCAN, Motion, Pilot, offered, timing
+from ros_nodes.convert import twist_message
+from ros_nodes.inputs import Inputs
+from ros_nodes.pilot import CAMERA, ODOMETRY, REPLAN, SCAN, Pilot, offered, timing
 
 UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"
 STOPPING_S = 1.0  # of zero commands at the end: longer than the guard needs to bring the robot to rest
@@ -46,14 +36,18 @@ class PolicySettings:
     """Parameters of the policy node, fixed while it is configured."""
 
     bundle: str = shared.setting("", "Path of the policy bundle (.kfb)")
-    embodiment: str = shared.setting("wheeled", "Robot that is driven, for diagnostics")
+    goal: str = shared.setting("", "Path of the goal video (.mp4), for policies that follow one")
+    instruction: str = shared.setting("", "Sentence that says where to stop, for policies that read one")
+    embodiment: str = shared.setting("wheeled", "Robot that is driven, for diagnostics and policies that drive several")
     names: tuple[str, ...] = shared.setting(("vx", "vy", "wz"), "Components of the robot's velocity command")
     geofence: tuple[float, ...] = shared.setting((-5.0, 5.0, -5.0, 5.0), "x_min, x_max, y_min, y_max in m of goals")
     goal_frames: tuple[str, ...] = shared.setting(("odom", "map"), "Frames of goals that coincide with odometry's")
     scan_range_m: float = shared.setting(6.0, "Range in m of the scanner the policy was trained with", 0.5, 100.0)
     max_age_odom_s: float = shared.setting(0.2, "Age in s from which odometry is not used", 0.02, 1.0)
     max_age_scan_s: float = shared.setting(0.25, "Age in s from which a scan is not used", 0.02, 1.0)
+    max_age_camera_s: float = shared.setting(0.3, "Age in s from which a picture is not used", 0.02, 1.0)
     max_age_chunk_s: float = shared.setting(0.5, "Age in s from which a plan is not executed", 0.1, 2.0)
+    plan_rate_hz: float = shared.setting(0.0, "Most plans per second, 0 for 1.5 per action of the policy", 0.0, 100.0)
     rate_hz: float = shared.setting(50.0, "Rate of the commands in Hz", 10.0, 200.0)
     warm_up: int = shared.setting(10, "Inferences before the node counts as configured", 1, 1000)
     seed: int = shared.setting(0, "Seed of the sampling noise", 0, 2**31)
@@ -67,6 +61,9 @@ class PolicyNode(LifecycleNode):
     commands. While an input is missing, too old, not finite or outside the fence there are no commands, and if there
     were some before, ``stop`` makes the guard latch at once with the reason. A dead inference process leads through
     the error state back to unconfigured.
+
+    What the goal is depends on the policy: a point on ``goal_pose``, or a video and a sentence, which the parameters
+    ``goal`` and ``instruction`` give and the topics ``goal_video`` (path of a file here) and ``instruction`` replace.
     """
 
     def __init__(self) -> None:
@@ -79,7 +76,7 @@ class PolicyNode(LifecycleNode):
         self._loop: Loop | None = None
         self._commanding = self._stopping = False
         self._stops = 0
-        self._inputs: list[Any] = []
+        self._inputs: Inputs | None = None
         self._output = self.create_publisher(TwistStamped, "cmd_vel_policy", shared.COMMAND)
         self._stop_output = self.create_publisher(String, "stop", shared.COMMAND)
         self._reporter = shared.Reporter(self, self._settings.embodiment)
@@ -119,6 +116,8 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the commands."""
         self._commanding = self._stopping = False
+        if self._pilot is not None:
+            self._pilot.restart()
         self._loop = Loop(1 / self._settings.rate_hz, self._tick, on_error=self._on_loop_error)
         self._loop.start()
         self._state = ACTIVE
@@ -157,38 +156,21 @@ class PolicyNode(LifecycleNode):
         self._worker = InferenceWorker(settings.bundle, LOADER, spec, settings.warm_up)
         self._worker.wait_ready()
         buffer = ChunkBuffer(spec, settings.max_age_chunk_s)
-        runner = Runner(self._worker, buffer, np.random.default_rng(settings.seed), REPLAN * spec.rate_hz)
-        ages = {ODOMETRY: settings.max_age_odom_s, SCAN: settings.max_age_scan_s}
+        rate_hz = settings.plan_rate_hz or REPLAN * spec.rate_hz
+        runner = Runner(self._worker, buffer, np.random.default_rng(settings.seed), rate_hz)
+        ages = {name: getattr(settings, f"max_age_{name}_s") for name in (ODOMETRY, SCAN, CAMERA)}
         self._pilot = Pilot(spec, runner, ages)
-        beams = next((feature.shape[0] for feature in spec.observations if feature.name == SCAN), 0)
-        self._listen(self._pilot, settings, beams)
+        self._inputs = Inputs(self, self._pilot, spec, settings)
 
     def _require(self, bundle: Bundle, settings: PolicySettings) -> None:
         if len(settings.geofence) != 4:
             raise ContractError(f"geofence has {len(settings.geofence)} values, x_min, x_max, y_min, y_max are needed")
         bundle.spec.require(offered(settings.names, bundle.spec))
 
-    def _listen(self, pilot: Pilot, settings: PolicySettings, beams: int) -> None:
-        def odometry(message: Odometry) -> None:
-            stamp = shared.measured_at(self, message.header.stamp)
-            pilot.receive(ODOMETRY, stamp, lambda: _motion(pilot, message, settings.names, stamp))
-
-        def scan(message: LaserScan) -> None:
-            stamp = shared.measured_at(self, message.header.stamp)
-            pilot.receive(SCAN, stamp, lambda: scan_values(message, beams, settings.scan_range_m))
-
-        def goal(message: PoseStamped) -> None:
-            pilot.receive(GOAL, time.monotonic(), lambda: _goal(message, settings))
-
-        self._inputs = [self.create_subscription(Odometry, "odom", odometry, shared.SENSOR)]
-        if beams:
-            self._inputs.append(self.create_subscription(LaserScan, "scan", scan, shared.SENSOR))
-        self._inputs += shared.subscribe_goal(self, goal)
-
     def _release(self) -> None:
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
-        self._inputs, self._pilot, self._loop = [], None, None
+        if self._inputs is not None:
+            self._inputs.close()
+        self._inputs, self._pilot, self._loop = None, None, None
         if self._worker is not None:
             self._worker.close()
             self._worker = None
@@ -261,6 +243,8 @@ class PolicyNode(LifecycleNode):
             return shared.ERROR, pilot.fault
         if pilot.waiting:
             return shared.WARNING, f"waiting: {pilot.waiting}"
+        if pilot.arrived:
+            return shared.OK, "arrived"
         return (shared.WARNING, pilot.warning) if pilot.warning else (shared.OK, "commanding")
 
     def _values(self) -> dict[str, Any]:
@@ -282,21 +266,6 @@ class PolicyNode(LifecycleNode):
         if self._pilot is not None:
             values["commands"] = self._pilot.commands
         return values
-
-
-def _motion(pilot: Pilot, message: Odometry, names: tuple[str, ...], stamp: float) -> Motion:
-    require_frame("odom", message.header.frame_id, ODOMETRY_FRAME)
-    require_frame("velocity of odom", message.child_frame_id, BASE_FRAME)
-    return pilot.motion(pose_values(message.pose.pose), twist_values(message.twist.twist, names), stamp)
-
-
-def _goal(message: PoseStamped, settings: PolicySettings) -> Array:
-    require_frame("goal", message.header.frame_id, *settings.goal_frames)
-    goal = point_values(message.pose.position)
-    x_min, x_max, y_min, y_max = settings.geofence
-    if not (np.isfinite(goal).all() and x_min <= goal[0] <= x_max and y_min <= goal[1] <= y_max):
-        raise ContractError(f"goal {goal} is outside the fence {settings.geofence}; give a goal on the map")
-    return goal
 
 
 def main() -> None:

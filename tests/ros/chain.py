@@ -25,6 +25,7 @@ from ros_nodes.session import Monitor, Nodes
 NAMES = ("vx", "vy", "wz")
 STOPPED_S = 0.3  # from any fault to the first zero command
 PATIENCE_S = 20.0
+START_S = 90.0  # for all processes to come up on a busy machine
 RELAY = "scan_relay"
 
 
@@ -107,11 +108,11 @@ class Chain:
         """Undo every disturbance and wait until the robot moves towards the farther end of the free line."""
         probe = self.probe
         probe.disturb, probe.disturbed = lambda scan: scan, None
-        self.until(lambda: self.state() in ("active", "unconfigured"), "policy node")
+        self.until(lambda: self.state() in ("active", "unconfigured"), "policy node", START_S)
         if self.state() == "unconfigured":
             assert probe.transition("configure", PATIENCE_S) and probe.transition("activate")
         nodes = ("sim_node", "guard_node", "policy_node")
-        self.until(lambda: all(probe.status(name).values for name in nodes), "reports")
+        self.until(lambda: all(probe.status(name).values for name in nodes), "reports", START_S)
         self.until(lambda: probe.position is not None, "position")
         here = probe.position
         probe.send_goal(max(self.ends, key=lambda end: np.linalg.norm(end - here)))

@@ -16,7 +16,17 @@ from policies.runtime.guard import GuardLimits
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 FILES = sorted(LAUNCH.glob("*.launch.py"))
-EXPECTED = {"bundle", "embodiment", "namespace", "params_file", "use_sim_time", "autostart", "log_level"}
+EXPECTED = {
+    "bundle",
+    "goal",
+    "instruction",
+    "embodiment",
+    "namespace",
+    "params_file",
+    "use_sim_time",
+    "autostart",
+    "log_level",
+}
 
 
 def constants(tree: ast.Module, name: str) -> Any:
@@ -69,6 +79,25 @@ def test_topics_are_relative_and_nodes_exist(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_arguments_that_are_handed_on_are_parameters_of_their_node(file: Path) -> None:
+    pytest.importorskip("rclpy", reason="needs the ROS 2 wheels: pip install 'kinoflow[ros]'")
+    from ros_nodes.guard_node import GuardSettings
+    from ros_nodes.policy_node import PolicySettings
+    from ros_nodes.sim_node import SimSettings
+
+    settings = {"guard_node": GuardSettings, "policy_node": PolicySettings, "sim_node": SimSettings}
+    handed = {
+        call.args[0].value: {keyword.arg for keyword in call.keywords}
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "_node"
+        if isinstance(call.args[0], ast.Constant)
+    }
+    for node, names in handed.items():
+        assert names <= {field.name for field in dataclasses.fields(settings[node])}
+    assert handed["policy_node"] == {"bundle", "goal", "instruction", "embodiment", "autostart"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_launch_description_is_built(file: Path) -> None:
     pytest.importorskip("launch_ros", reason="needs a ROS 2 distribution: launch files have no wheels")
     spec = importlib.util.spec_from_file_location(file.stem.replace(".", "_"), file)
@@ -102,7 +131,7 @@ def test_parameter_files_name_every_parameter_that_a_robot_may_need(embodiment: 
     from ros_nodes.policy_node import PolicySettings
 
     content = parameters(embodiment)
-    launched = {"bundle", "embodiment", "autostart", "seed", "start_latched"}
+    launched = {"bundle", "goal", "instruction", "embodiment", "autostart", "seed", "start_latched"}
     for node, settings in (("guard_node", GuardSettings), ("policy_node", PolicySettings)):
         names = {field.name for field in dataclasses.fields(settings)} - launched
         assert set(content[f"/**/{node}"]["ros__parameters"]) == names

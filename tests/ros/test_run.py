@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from envs.nav import NavEnv
-from kinoflow.run import Course, RunConfig, draw_goals, run
+from kinoflow.course import Course, draw_goals
+from kinoflow.run import RunConfig, run
 from policies.spec import ContractError
 
 ROS_MISSING = "needs the ROS 2 wheels: pip install 'kinoflow[ros]'"
@@ -137,10 +138,11 @@ def test_course_holds_each_goal_before_the_next() -> None:
 
 def test_course_ends_by_time_fall_collision_or_fault() -> None:
     for event, reason, counts in (
-        ((False, False, None), "the time is over", (0, 0)),
-        ((True, True, None), "the robot fell", (1, 0)),
-        ((False, True, "estop: x"), "the robot hit something", (0, 1)),
-        ((False, False, "stale: old"), "stale: old", (0, 0)),
+        ((False, False, False, None), "the time is over", (0, 0)),
+        ((True, True, True, None), "the robot fell", (1, 0)),
+        ((False, True, True, "estop: x"), "the robot hit something", (0, 1)),
+        ((False, False, True, None), "the robot gave up", (0, 0)),
+        ((False, False, False, "stale: old"), "stale: old", (0, 0)),
     ):
         course = Course([np.zeros(3)], seconds=1.0)
         course.fail(*event)

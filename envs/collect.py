@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from envs.episodes import Episode, read_demos, write_episodes
+from envs.goals import goal_contract, record_goals
 from envs.world import make, robot
 from policies.runtime.worker import one_numeric_thread
 from policies.spec import Array, Spec
@@ -38,6 +39,8 @@ class CollectConfig:
         noise: Largest standard deviation of the injected noise, as a share of the command range; the environment's
             custom by default. Each episode draws its own between 0 and this.
         workers: Processes.
+        goals: Record no demonstrations but what they start from: each room's goal video and all its sentences with
+            the frame where they say to stop.
     """
 
     out: Path
@@ -47,6 +50,7 @@ class CollectConfig:
     seed: int = 1_000_000
     noise: float | None = None
     workers: int = 2
+    goals: bool = False
 
 
 def drivers(env: Any) -> dict[str, Any]:
@@ -84,20 +88,26 @@ def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
         if world.failed or (truncated and not settling):
             return None
         remaining -= int(settling)
-    return _episode(seed, rows, world.contract)
+    return _episode(seed, rows, world)
 
 
-def _episode(seed: int, rows: list[tuple[dict[str, Array], Array, Array, float, Array]], contract: Spec) -> Episode:
+def _episode(seed: int, rows: list[tuple[dict[str, Array], Array, Array, float, Array]], world: Any) -> Episode:
     observations, commands, executed, rewards, states = zip(*rows, strict=True)
-    seen = {f.name: observations[:1] if f.constant else observations for f in contract.observations}
+    seen = {f.name: observations[:1] if f.constant else observations for f in world.contract.observations}
+    labels = {name: value[None] for name, value in getattr(world, "labels", {}).items()}
     return Episode(
         seed=seed,
-        observations={name: np.stack([row[name] for row in part]) for name, part in seen.items()},
+        observations={name: np.stack([row[name] for row in part]) for name, part in seen.items()} | labels,
         actions=np.stack(commands),
         executed=np.stack(executed),
         rewards=np.array(rewards, np.float32),
         states=np.stack(states).astype(np.float32),
     )
+
+
+def _contract(env: Any) -> Spec:
+    """The contract of recorded episodes: that of the environment, and its labels, which are constant."""
+    return replace(env.contract, observations=(*env.contract.observations, *getattr(env, "LABELS", ())))
 
 
 def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict[str, Any]:
@@ -110,7 +120,7 @@ def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict
     Returns:
         Counts of seeds tried, episodes kept and steps, and the path.
     """
-    same = f"{config.env}|{config.embodiment}|{config.noise}|{config.seed}"
+    same = f"{config.env}|{config.embodiment}|{config.noise}|{config.seed}|{config.goals}"
     folder = config.out.with_name(f"{config.out.name}.{hashlib.sha256(same.encode()).hexdigest()[:8]}.parts")
     seeds = range(config.seed, config.seed + config.episodes)
     shards = {
@@ -148,7 +158,8 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor]:
 
 def _record_shard(config: CollectConfig, shard: Path, seeds: range) -> int:
     env = make(config.env, robot(config.embodiment))
-    episodes = [episode for seed in seeds if (episode := record(env, seed, config.noise))]
+    recorded = (record_goals(env, seed) if config.goals else record(env, seed, config.noise) for seed in seeds)
+    episodes = [episode for episode in recorded if episode]
     _write(config, shard, episodes, env)
     env.close()
     return len(seeds)
@@ -156,4 +167,5 @@ def _record_shard(config: CollectConfig, shard: Path, seeds: range) -> int:
 
 def _write(config: CollectConfig, path: Path, episodes: list[Episode], env: Any) -> None:
     known = getattr(env, "robomimic", None)  # of simulators that robomimic plays back
-    write_episodes(path, episodes, config.env, robot(config.embodiment), env.contract, known)
+    contract = goal_contract(env) if config.goals else _contract(env)
+    write_episodes(path, episodes, config.env, robot(config.embodiment), contract, known)

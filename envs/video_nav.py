@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import gymnasium
@@ -25,7 +26,9 @@ FRAMES = 16  # of a goal video
 TEXT = 96  # bytes of an instruction
 # m, s, m: who stays within this for so long, slower than 0.05 m/s, after travelling so far has given up
 REST_RADIUS, REST_TIME, MOVED = 0.15, 3.0, 0.5
+STOP_FRAME = Feature("stop_frame", (1,), "1", "goal_video", constant=True, label=True)
 PUSH_EVERY = (2.0, 4.0)  # s
+SPEEDING, TURNING = 1.0, 2.0  # m/s^2 and rad/s^2, most that a policy may ask for
 
 # Each seed draws one phrasing of each; training and evaluation share them. Two names may mean either place, whichever
 # comes first.
@@ -61,8 +64,8 @@ class VideoNavEnv(NavEnv):
     ``instruction`` (96,) uint8, UTF-8 padded with zeros; ``embodiment`` (3,) one-hot: wheeled, drone, G1.
     Action: as in `NavEnv`.
 
-    The video passes one landmark and ends in front of another. The instruction says where to stop: ``"first"`` at the
-    point of the path nearest to the passed one, ``"last"`` at the end of the path. The seed chooses, unless `reset`
+    The video passes one landmark and ends in front of another. The instruction says where to stop: ``"first"`` on
+    the path beside the passed one, ``"last"`` at its end. The seed chooses, unless `reset`
     gets ``options={"instruction": "first"}`` or ``"last"``; everything else of the episode is then the same.
 
     An episode succeeds when the robot rests within 0.5 m of that point. It fails on a collision or a fall, and when
@@ -82,6 +85,7 @@ class VideoNavEnv(NavEnv):
     """
 
     alone = True
+    LABELS: ClassVar[tuple[Feature, ...]] = (STOP_FRAME,)
     radius: ClassVar[float] = 0.5
     room: VideoRoom
 
@@ -98,7 +102,9 @@ class VideoNavEnv(NavEnv):
         super().__init__(embodiment, step_hz, render_mode)
 
     def _contract(self) -> Spec:
-        action, picture = self.body.action, (3, self.picture_size, self.picture_size)
+        steps = tuple(TURNING if unit == "rad/s" else SPEEDING for unit in self.body.action.units)
+        action = replace(self.body.action, acceleration=steps)
+        picture = (3, self.picture_size, self.picture_size)
         return Spec(
             observations=(
                 Feature("camera", picture, "1", CAMERA, "uint8"),
@@ -120,7 +126,7 @@ class VideoNavEnv(NavEnv):
         self.active = options.get("instruction", drawn)
         if self.active not in INSTRUCTIONS:
             raise ValueError(f"option instruction is '{self.active}'; choose one of {sorted(INSTRUCTIONS)}")
-        self.instruction = phrases[self.active].format(passed=self.walk.passed.name, final=self.walk.final.name)
+        self.instruction = self._phrased(phrases[self.active])
         self._offset = self.np_random.uniform(-1, 1, 2) * (RISE, TILT)
         return room
 
@@ -163,6 +169,35 @@ class VideoNavEnv(NavEnv):
         cos, sin, tilt, fall = np.cos(yaw), np.sin(yaw), np.cos(self.camera_pitch), np.sin(self.camera_pitch)
         right, up, back = (sin, -cos, 0), (fall * cos, fall * sin, tilt), (-tilt * cos, -tilt * sin, fall)
         return np.array([x, y, z + self.camera_height - self._height]), np.array([right, up, back]).T
+
+    @property
+    def sentences(self) -> dict[str, list[str]]:
+        """Every way to say where to stop in this room, by instruction."""
+        return {name: [self._phrased(phrase) for phrase in phrases] for name, phrases in INSTRUCTIONS.items()}
+
+    @property
+    def stop_frames(self) -> dict[str, float]:
+        """At which frame of the goal video to stop, by instruction; between two frames it is no whole number."""
+        share = (FRAMES - 1) / (len(self.path) - 1)
+        return {"first": self.walk.middle * share, "last": FRAMES - 1.0}
+
+    @property
+    def labels(self) -> dict[str, Array]:
+        """What recorded episodes hold beside the observations, by the names of `LABELS`."""
+        return {STOP_FRAME.name: np.array([self.stop_frames[self.active]], np.float32)}
+
+    @property
+    def targets(self) -> dict[str, Landmark]:
+        """The landmark to stop at, by instruction."""
+        return {"first": self.walk.passed, "last": self.walk.final}
+
+    @staticmethod
+    def encoded(sentence: str) -> Array:
+        """A sentence as it is observed, ``(96,)`` uint8."""
+        return np.frombuffer(sentence.encode().ljust(TEXT, b"\0"), np.uint8).copy()
+
+    def _phrased(self, phrase: str) -> str:
+        return phrase.format(passed=self.walk.passed.name, final=self.walk.final.name)
 
     @property
     def path(self) -> Array:
@@ -225,7 +260,7 @@ class VideoNavEnv(NavEnv):
             "camera": self._camera().copy(),
             "twist": self.twist.astype(np.float32),
             "goal_video": self.goal_video.copy(),
-            "instruction": np.array([*self.instruction.encode().ljust(TEXT, b"\0")], np.uint8),
+            "instruction": self.encoded(self.instruction),
             "embodiment": np.array([name == self.embodiment for name in BODIES], np.float32),
         }
 
@@ -233,11 +268,15 @@ class VideoNavEnv(NavEnv):
     def goal_video(self) -> Array:
         """``(16, 3, S, S)`` uint8; black without images."""
         if self._video is None:
-            where, points = np.linspace(0, len(self.path) - 1, FRAMES), np.arange(len(self.path))
-            poses = np.stack([np.interp(where, points, column) for column in self.path.T], -1)
             blank = np.zeros((FRAMES, 3, self.picture_size, self.picture_size), np.uint8)
-            self._video = self.film(self.base_poses(poses)) if self.images else blank
+            self._video = self.film(self.base_poses(self.frame_poses)) if self.images else blank
         return self._video
+
+    @property
+    def frame_poses(self) -> Array:
+        """``(16, 3)`` x, y in m and yaw in rad where the frames of the goal video are taken."""
+        where, points = np.linspace(0, len(self.path) - 1, FRAMES), np.arange(len(self.path))
+        return np.stack([np.interp(where, points, column) for column in self.path.T], -1)
 
     def _camera(self) -> Array:
         frame = int(self.time * POLICY_HZ + 1e-6)

@@ -37,6 +37,7 @@ DOORS = 0.2  # of the walks end at a door where that is possible, more by chance
 IN_FRONT = (0.8, 1.0)  # m between the end of a path and the surface of its landmark
 NARROW = 0.25  # m, a straight line that comes nearer to something is no way for a robot
 PASSING = 1.4  # m between a path and the surface of the landmark it passes
+BESIDE = 0.1  # m farther than the nearest point of the path still counts as beside it
 MIDDLE = (0.35, 0.75)  # of a path, where it passes it
 APART = 1.2  # m between the places to stop at
 SIGHT = 6.0  # m
@@ -248,7 +249,7 @@ class Walk:
         path: ``(N, 3)`` x, y in m and yaw in rad, every `STEP` metres; it faces where it goes.
         passed: The object it passes.
         final: The object or door it ends at.
-        middle: Index of the point of the path that is nearest to the passed object.
+        middle: Index of the middle of the stretch of the path that is nearest to the passed object, within 0.1 m.
     """
 
     path: Array
@@ -356,7 +357,7 @@ def resampled(corners: Array) -> Array:
 
 
 def _passes(room: VideoRoom, path: Array, item: Landmark) -> int:
-    """Index of the point where a path passes an object that it has seen before, 0 if it does not."""
+    """Index of the middle of the stretch beside an object that a path passes and has seen before, 0 if it does not."""
     distance = item.footprint.distance(path[:, :2])
     nearest = int(distance.argmin())
     apart = np.linalg.norm(path[nearest, :2] - path[-1, :2]) > APART
@@ -364,4 +365,12 @@ def _passes(room: VideoRoom, path: Array, item: Landmark) -> int:
     if item.kind == DOOR or distance[nearest] > PASSING or not in_the_middle or not apart:
         return 0
     seen = sum(room.sees(path[index], item) for index in np.linspace(0, nearest, 12).astype(int))
-    return nearest if seen >= 3 else 0
+    return _middle(distance < distance[nearest] + BESIDE, nearest) if seen >= 3 else 0
+
+
+def _middle(stretch: Array, inside: int) -> int:
+    """Middle of the stretch of true values around one of them: along a bend, the nearest point alone is arbitrary."""
+    outside = np.flatnonzero(~stretch)
+    first = outside[outside < inside].max(initial=-1) + 1
+    last = outside[outside > inside].min(initial=len(stretch)) - 1
+    return int(first + last) // 2

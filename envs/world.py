@@ -14,7 +14,8 @@ from policies.spec import Array, ContractError, Spec
 class World(Protocol):
     """A Gymnasium environment, unwrapped, with what makes its episodes comparable.
 
-    One whose pictures need a process of their own says ``alone = True``.
+    One whose pictures need a process of their own says ``alone = True``. One that knows what no policy may see but
+    training may has ``LABELS``, constant features, and their values in ``labels``.
 
     Its class may set ``COMMAND``: constructor arguments that make it step at the rate commands leave at, for robots
     whose commands are interpolated from the actions of a chunk.

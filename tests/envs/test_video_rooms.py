@@ -60,9 +60,12 @@ def test_the_walk_passes_another_object_that_it_saw() -> None:
     for room, walk in SAMPLES:
         distance = walk.passed.footprint.distance(walk.path[:, :2])
         assert walk.passed not in (walk.final, *(item for item in room.landmarks if item.kind == DOOR))
-        assert distance.argmin() == walk.middle
         assert distance.min() <= 1.4
-        assert 0.35 <= walk.middle / (len(walk.path) - 1) <= 0.75
+        assert 0.35 <= distance.argmin() / (len(walk.path) - 1) <= 0.75
+        near, first, last = distance < distance.min() + 0.1, *sorted((int(distance.argmin()), walk.middle))
+        assert near[first : last + 1].all(), "it is on the stretch beside the object"
+        ahead, behind = (int(np.argmin(part)) for part in (near[walk.middle :], near[walk.middle :: -1]))
+        assert abs(ahead - behind) <= 1, "and in its middle"
         assert any(room.sees(pose, walk.passed) for pose in walk.path[: walk.middle])
         assert np.linalg.norm(walk.path[walk.middle, :2] - walk.path[-1, :2]) > 1.0, "the places to stop are apart"
 

@@ -1,0 +1,66 @@
+"""Goals without demonstrations: what a policy has to read, and where it should stop. Nothing drives for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from envs.episodes import Episode
+from envs.video_nav import FRAMES, STOP_FRAME
+from envs.video_rooms import COLOURS, DOOR, KINDS, Landmark
+from policies.spec import Array, Feature, Spec
+
+STOP_BEARING = Feature("stop_bearing", (FRAMES,), "rad", "head_camera", label=True)
+WORDS = (*COLOURS, *KINDS, DOOR)
+STOP_WORDS = Feature("stop_words", (len(WORDS),), "1", "text", label=True)
+OUT_OF_SIGHT = 9.0  # rad, no bearing
+
+
+def goal_contract(env: Any) -> Spec:
+    """Contract of episodes of goals: the video of a room is constant, each step has another sentence and its labels.
+
+    The labels are the frame at which it says to stop; at which bearing to the left each frame shows the landmark to
+    stop at, `OUT_OF_SIGHT` where it does not; and which of `WORDS` name that landmark.
+    """
+    features = {feature.name: feature for feature in env.contract.observations}
+    changing = (replace(feature, constant=False) for feature in (features["instruction"], STOP_FRAME))
+    return replace(env.contract, observations=(features["goal_video"], *changing, STOP_BEARING, STOP_WORDS))
+
+
+def record_goals(env: Any, seed: int) -> Episode:
+    """Record all sentences of one room, a step each; actions are zero because there are none.
+
+    Args:
+        env: kinoflow/VideoNav-v0.
+        seed: Seed of the room.
+    """
+    observation, _ = env.reset(seed=seed)
+    rows = [(text, name) for name, sentences in env.sentences.items() for text in sentences]
+    bearings = {name: _bearings(env, name) for name in env.sentences}
+    rest = np.zeros((len(rows), env.contract.action.dim), np.float32)
+    return Episode(
+        seed=seed,
+        observations={
+            "goal_video": observation["goal_video"][None],
+            "instruction": np.stack([env.encoded(text) for text, _ in rows]),
+            "stop_frame": np.array([[env.stop_frames[name]] for _, name in rows], np.float32),
+            "stop_bearing": np.stack([bearings[name] for _, name in rows]),
+            "stop_words": np.stack([_words(env.targets[name]) for _, name in rows]),
+        },
+        actions=rest,
+        executed=rest,
+        rewards=np.zeros(len(rows), np.float32),
+        states=np.zeros((len(rows), 0), np.float32),
+    )
+
+
+def _bearings(env: Any, name: str) -> Array:
+    target = env.targets[name]
+    seen = [target.bearing(pose) if env.room.sees(pose, target) else OUT_OF_SIGHT for pose in env.frame_poses]
+    return np.array(seen, np.float32)
+
+
+def _words(target: Landmark) -> Array:
+    return np.array([word in (target.colour, target.kind) for word in WORDS], np.float32)

@@ -223,6 +223,8 @@ def _run_shard(name: str, loader: str, seeds: range, config: EvaluateConfig) -> 
     policy = load(name, loader) if loader else None
     if policy:
         policy.spec.require(env.contract)
+    elif hasattr(env, "images"):
+        env.images = False  # nobody looks at them
     if hasattr(policy, "act_batch") and not getattr(env, "alone", False):
         env.close()
         return _run_together(policy, seeds, config)

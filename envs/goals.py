@@ -10,6 +10,7 @@ import numpy as np
 from envs.episodes import Episode
 from envs.video_nav import FRAMES, STOP_FRAME
 from envs.video_rooms import COLOURS, DOOR, KINDS, Landmark
+from policies.senses import VIDEO_PATH
 from policies.spec import Array, Feature, Spec
 
 STOP_BEARING = Feature("stop_bearing", (FRAMES,), "rad", "head_camera", label=True)
@@ -21,12 +22,15 @@ OUT_OF_SIGHT = 9.0  # rad, no bearing
 def goal_contract(env: Any) -> Spec:
     """Contract of episodes of goals: the video of a room is constant, each step has another sentence and its labels.
 
+    The sense ``video_path`` is exact here; measuring it in so many videos would take hours, and it is good to 1 cm.
+
     The labels are the frame at which it says to stop; at which bearing to the left each frame shows the landmark to
     stop at, `OUT_OF_SIGHT` where it does not; and which of `WORDS` name that landmark.
     """
     features = {feature.name: feature for feature in env.contract.observations}
     changing = (replace(feature, constant=False) for feature in (features["instruction"], STOP_FRAME))
-    return replace(env.contract, observations=(features["goal_video"], *changing, STOP_BEARING, STOP_WORDS))
+    seen = (features["goal_video"], VIDEO_PATH, *changing)
+    return replace(env.contract, observations=(*seen, STOP_BEARING, STOP_WORDS))
 
 
 def record_goals(env: Any, seed: int) -> Episode:
@@ -44,6 +48,7 @@ def record_goals(env: Any, seed: int) -> Episode:
         seed=seed,
         observations={
             "goal_video": observation["goal_video"][None],
+            "video_path": from_first(env.frame_poses)[None],
             "instruction": np.stack([env.encoded(text) for text, _ in rows]),
             "stop_frame": np.array([[env.stop_frames[name]] for _, name in rows], np.float32),
             "stop_bearing": np.stack([bearings[name] for _, name in rows]),
@@ -54,6 +59,13 @@ def record_goals(env: Any, seed: int) -> Episode:
         rewards=np.zeros(len(rows), np.float32),
         states=np.zeros((len(rows), 0), np.float32),
     )
+
+
+def from_first(poses: Array) -> Array:
+    """Poses ``(N, 3)`` x, y in m and yaw in rad, seen from the first one, float32; the yaw is not wrapped."""
+    cos, sin = np.cos(poses[0, 2]), np.sin(poses[0, 2])
+    x, y = (poses[:, :2] - poses[0, :2]).T
+    return np.stack([cos * x + sin * y, cos * y - sin * x, poses[:, 2] - poses[0, 2]], -1).astype(np.float32)
 
 
 def _bearings(env: Any, name: str) -> Array:

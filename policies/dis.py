@@ -33,5 +33,9 @@ def dis_flow(first: Array, second: Array, guess: Array | None = None) -> Array:
     grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in rows]
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     search.setFinestScale(0)  # half the resolution, the preset's, is too coarse for small pictures
-    flow = np.zeros((*first.shape[1:], 2), np.float32) if guess is None else guess.transpose(1, 2, 0).astype(np.float32)
+    flow = (
+        np.zeros((*first.shape[1:], 2), np.float32)
+        if guess is None
+        else guess.transpose(1, 2, 0).astype(np.float32, order="C")
+    )
     return np.ascontiguousarray(search.calc(grey[0], grey[1], flow).transpose(2, 0, 1))

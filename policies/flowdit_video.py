@@ -23,7 +23,7 @@ from policies.route import misalignment, travelled
 from policies.senses import FOVY
 from policies.spec import ContractError, Spec
 
-VIDEO, SENTENCE, PATH, STOP = "goal_video", "instruction", "goal_path", "stop"
+VIDEO, SENTENCE, WAY, PATH, STOP = "goal_video", "instruction", "video_path", "goal_path", "stop"
 TAUGHT = "stop_frame"
 ARRIVED_S = 1.0  # before the end of a demonstration the robot is where it shall be
 FEW_PX = 4.0  # of misalignment from which on it counts linearly
@@ -56,9 +56,9 @@ class Conditions(NamedTuple):
 class FlowDiTVideo(Head):
     """Velocity field over chunks, conditioned on the way of a goal video and on where along it to stop.
 
-    `policies.nets.goal_reader.GoalReader` says at which frame to stop, once per goal. The sense ``goal_path`` says
-    where the frames were taken, seen from the robot. Each frame becomes a token of both; further features have tokens
-    as in `policies.flowdit.FlowDiT`.
+    `policies.nets.goal_reader.GoalReader` says at which frame to stop, once per goal. The senses ``video_path`` and
+    ``goal_path`` say where the frames were taken, seen from the first one and from the robot. Each frame becomes a
+    token of the latter and of whether to stop there; further features have tokens as in `policies.flowdit.FlowDiT`.
 
     The two are trained one after the other. Episodes whose features are the goal alone (``kinoflow collect --goals``)
     train the reader, with the labels ``stop_frame``, ``stop_bearing`` and ``stop_words``. Demonstrations train the
@@ -66,18 +66,25 @@ class FlowDiTVideo(Head):
     ``action_mask`` leaves out components that a demonstrator could not command.
     """
 
+    way_offset: Tensor
+    way_scale: Tensor
     Config = Config
     labels = (TAUGHT, "stop_bearing", "stop_words", "action_mask", "remaining")
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
         features = {feature.name: feature for feature in spec.observations}
-        if missing := {VIDEO, SENTENCE} - features.keys():
-            raise ContractError(f"flowdit-video needs {sorted(missing)[0]}; the policy would see {sorted(features)}")
-        video, sentence = (features.pop(name) for name in (VIDEO, SENTENCE))
+        if missing := {VIDEO, SENTENCE, WAY} - features.keys():
+            raise ContractError(
+                f"flowdit-video needs {sorted(missing)}; the policy would see {sorted(features)}; "
+                f"add {WAY} and {PATH} with: kinoflow data FILE --sense {WAY} {PATH}"
+            )
+        video, sentence, way = (features.pop(name) for name in (VIDEO, SENTENCE, WAY))
         weights = Path(config.encoder_weights) if config.encoder_weights else None
         encoder = find_encoder(config.encoder, weights, video.shape[-1])
         self.reader = GoalReader(encoder, video.shape[0], sentence.shape[0])
+        for part, start in (("offset", torch.zeros), ("scale", torch.ones)):
+            self.register_buffer(f"way_{part}", start(way.shape))  # geometry needs metres
         self.drives = bool(features)
         if self.drives:
             if PATH not in features:
@@ -100,16 +107,20 @@ class FlowDiTVideo(Head):
 
     def prepare(self, normaliser: Normaliser) -> None:
         self._normaliser = [normaliser]  # in a list: it is the policy's, not a part of this module
+        offset, scale = normaliser.statistics_of(WAY)
+        self.way_offset.copy_(offset)
+        self.way_scale.copy_(scale)
 
     def digest(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        rest = {name: value for name, value in observation.items() if name not in (VIDEO, SENTENCE)}
+        rest = {name: value for name, value in observation.items() if name not in (VIDEO, SENTENCE, WAY)}
         if TAUGHT in observation:
             return {**rest, STOP: _around(observation[TAUGHT], self.reader.frames)}
         with torch.no_grad():
             return {**rest, STOP: chosen(self._read(observation).stop)}
 
     def _read(self, observation: Mapping[str, Tensor]) -> Reading:
-        return self.reader(observation[VIDEO][:, 0], observation[SENTENCE][:, -1])
+        way = observation[WAY][:, 0] * self.way_scale + self.way_offset
+        return self.reader(observation[VIDEO][:, 0], observation[SENTENCE][:, -1], way)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Conditions:
         path = observation[PATH]

@@ -64,12 +64,12 @@ class Normaliser(nn.Module):
 
     def normalise(self, name: str, value: Tensor) -> Tensor:
         """Map values in SI units to normal units."""
-        offset, scale = self._of(name)
+        offset, scale = self.statistics_of(name)
         return (value - offset) / scale
 
     def restore(self, name: str, value: Tensor) -> Tensor:
         """Map normal units back to SI units."""
-        offset, scale = self._of(name)
+        offset, scale = self.statistics_of(name)
         return value * scale + offset
 
     def forward(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,11 +88,15 @@ class Normaliser(nn.Module):
     def statistics(self) -> dict[str, dict[str, list[float]]]:
         """Offsets and scales as plain lists."""
         return {
-            name: {"offset": self._of(name)[0].flatten().tolist(), "scale": self._of(name)[1].flatten().tolist()}
+            name: {
+                "offset": self.statistics_of(name)[0].flatten().tolist(),
+                "scale": self.statistics_of(name)[1].flatten().tolist(),
+            }
             for name in self.names
         }
 
-    def _of(self, name: str) -> tuple[Tensor, Tensor]:
+    def statistics_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Offset and scale of one feature."""
         if name not in self.names:
             raise ContractError(f"no normalisation for feature '{name}'; known are {list(self.names)}")
         return getattr(self, f"{name}_offset"), getattr(self, f"{name}_scale")

@@ -81,6 +81,23 @@ def goal_path(camera: Array, goal_video: Array) -> Array:
     return path
 
 
+def video_path(goal_video: Array) -> Array:
+    """Where the frames of a goal video were taken, seen from the first one.
+
+    Args:
+        goal_video: ``(16, 3, 96, 96)`` uint8.
+
+    Returns:
+        ``(16, 3)`` float32: x, y in m and yaw in rad, which is not wrapped.
+    """
+    poses = [np.zeros(3)]
+    for step in _onward(goal_video.tobytes()):
+        poses.append(_compose(poses[-1], step))
+    path = np.array(poses)
+    path[:, 2] = np.unwrap(path[:, 2])
+    return path.astype(np.float32)
+
+
 def _pictures(content: bytes) -> Array:
     return np.frombuffer(content, np.uint8).reshape(-1, 3, SIDE, SIDE)
 
@@ -246,8 +263,11 @@ ROUNDS, NOISE_PX, RIDGE, SMALL = 5, 0.5, 1e-4, 1e-3
 _FOCAL = 0.5 * SIDE / np.tan(0.5 * FOVY)
 _LEVELLING = np.array([[1, 0, 0], [0, np.cos(PITCH), np.sin(PITCH)], [0, -np.sin(PITCH), np.cos(PITCH)]])
 
+GOAL_PATH = Feature("goal_path", (FRAMES, 4), "m, rad, 1", "base_link")
+VIDEO_PATH = Feature("video_path", (FRAMES, 3), "m, rad", "goal_video", constant=True)
 SENSES = {
-    "goal_path": Sense(Feature("goal_path", (FRAMES, 4), "m, rad, 1", "base_link"), (CAMERA, GOAL_VIDEO), goal_path)
+    "goal_path": Sense(GOAL_PATH, (CAMERA, GOAL_VIDEO), goal_path),
+    "video_path": Sense(VIDEO_PATH, (GOAL_VIDEO,), video_path),
 }
 
 

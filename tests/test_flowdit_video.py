@@ -15,7 +15,7 @@ from policies.export import export
 from policies.flowdit_video import Config, FlowDiTVideo, chosen
 from policies.norm import Normaliser
 from policies.policy import Policy
-from policies.senses import CAMERA, GOAL_VIDEO, SENSES
+from policies.senses import CAMERA, GOAL_PATH, GOAL_VIDEO, VIDEO_PATH
 from policies.spec import ActionSpec, ContractError, Feature, Spec
 from policies.train import Recipe, Trainer
 
@@ -23,12 +23,11 @@ LIMITS = ((-0.3, -0.2, -0.7), (0.6, 0.2, 0.7), (1.0, 1.0, 2.0))
 ACTION = ActionSpec(("vx", "vy", "wz"), ("m/s", "m/s", "rad/s"), "base_link", *LIMITS)
 TEXT = Feature("instruction", (16,), "1", "text", "uint8", constant=True)
 TWIST = Feature("twist", (3,), "m/s, rad/s", "base_link")
-PATH = SENSES["goal_path"].feature
 STOP = Feature("stop_frame", (1,), "1", "goal_video", label=True)
 WORDS = Feature("stop_words", (2,), "1", "text", label=True)
 SIGHT = Feature("stop_bearing", (16,), "rad", "head_camera", label=True)
 MASK = Feature("action_mask", (3,), "1", "base_link", constant=True, label=True)
-SPEC = Spec((PATH, TWIST, GOAL_VIDEO, TEXT), ACTION, 10.0, 2, 8)
+SPEC = Spec((GOAL_PATH, TWIST, GOAL_VIDEO, TEXT, VIDEO_PATH), ACTION, 10.0, 2, 8)
 CONFIG = Config(width=32, depth=1, heads=2, encoder_depth=1)
 
 
@@ -104,7 +103,7 @@ def test_the_flow_constraint_pulls_chunks_onto_the_way_of_the_video() -> None:
     """Gradient steps on the constraint alone bring chunks that lead aside back to a way straight ahead."""
     made = head()
     made.prepare(Normaliser.identity(SPEC))
-    path = torch.zeros(1, 2, *PATH.shape)
+    path = torch.zeros(1, 2, *GOAL_PATH.shape)
     path[..., 0], path[..., 0, 3] = torch.linspace(0, 3, 16), 0.5
     chunk = torch.tensor([0.5, 0.2, 0.3]).repeat(1, 8, 1).requires_grad_()
     before = made._misalignment({"goal_path": path}, chunk).detach()
@@ -135,11 +134,12 @@ def written(path: Path, spec: Spec, made: list[Episode]) -> EpisodeFile:
 
 def goals(folder: Path) -> EpisodeFile:
     """Rooms with two sentences: where to stop follows from the sentence."""
-    spec = replace(SPEC, observations=(GOAL_VIDEO, replace(TEXT, constant=False), STOP, SIGHT, WORDS))
+    spec = replace(SPEC, observations=(GOAL_VIDEO, VIDEO_PATH, replace(TEXT, constant=False), STOP, SIGHT, WORDS))
     rng, made = np.random.default_rng(0), []
     for seed in range(21):
         text = np.repeat([[7], [200]], 16, 1).astype(np.uint8)
         seen: dict[str, Any] = {"goal_video": rng.integers(0, 256, (1, *GOAL_VIDEO.shape), np.uint8)}
+        seen["video_path"] = np.zeros((1, *VIDEO_PATH.shape), np.float32)
         seen |= {"instruction": text, "stop_frame": np.array([[3.0], [12.5]], np.float32)}
         seen |= {"stop_bearing": np.zeros((2, 16), np.float32), "stop_words": np.eye(2, dtype=np.float32)}
         rest = np.zeros((2, 3), np.float32)

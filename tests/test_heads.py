@@ -13,7 +13,7 @@ from policies.composition import Composition
 from policies.head import Head, find_head, head_name
 from policies.norm import Normaliser
 from policies.policy import Policy
-from policies.senses import SENSES
+from policies.senses import GOAL_PATH, VIDEO_PATH
 from policies.spec import ActionSpec, ContractError, Feature, Spec
 
 SPEC = Spec(
@@ -24,7 +24,8 @@ SPEC = Spec(
     16,
 )
 PICTURES = {
-    "goal_path": SENSES["goal_path"].feature,
+    "goal_path": GOAL_PATH,
+    "video_path": VIDEO_PATH,
     "goal_video": Feature("goal_video", (16, 3, 32, 32), "1", "head_camera", "uint8", constant=True),
     "instruction": Feature("instruction", (16,), "1", "text", "uint8", constant=True),
 }

@@ -15,19 +15,23 @@ from policies.load import load_trained
 
 
 def command(
-    policy: tyro.conf.Positional[str], out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], json: bool = False
+    policy: tyro.conf.Positional[str],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    rounded: bool = False,
+    json: bool = False,
 ) -> None:
     """Write a policy as one verified bundle; of a training run that is the best one.
 
     Args:
         policy: Run directory of kinoflow train or import, bundle, lerobot:DIRECTORY or composition "(0.6*A + 0.4*B)".
         out: Bundle to write (.kfb).
+        rounded: Round weights to bfloat16: the file is less than half as large. Evaluate the bundle, not the run.
         json: Print JSON.
     """
     trained, note = load_trained(policy), Path(policy) / "run.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     provenance = json_format.loads(note.read_text()) if os.path.exists(note) else {"policy": policy}
-    report = export(trained, out, provenance=provenance)
+    report = export(trained, out, provenance=provenance, rounded=rounded)
     result = {
         "bundle": str(out),
         "bytes": report.size,

@@ -14,6 +14,7 @@ from policies.nets.text import TextEncoder
 from policies.nets.vision import VisualEncoder
 
 MATCHING = 64  # width in which what is said is compared with what is seen
+FAR = 3.0  # m, that count as one
 WORDS = 32  # that labels can tell apart, at most
 SIDE_WEIGHT = 3.0  # of the squared error of a tangent beside a cross-entropy
 
@@ -38,9 +39,9 @@ class Reading(NamedTuple):
 class GoalReader(nn.Module):
     """Looks for the thing that a sentence says to stop at in every frame of a video, and follows it through time.
 
-    The sentence becomes a query that is compared with all visual tokens of a frame, or finds none in sight. Where it
-    looks and what it sees there is what attention over the frames decides on, beside what the sentence itself says of
-    when to stop.
+    The sentence becomes a query that is compared with all visual tokens of a frame, or finds none in sight. The lines
+    of sight that come of it, frame by frame, are what attention over the frames decides on, beside what the sentence
+    itself says of when to stop.
 
     Args:
         encoder: Of the pictures.
@@ -61,31 +62,48 @@ class GoalReader(nn.Module):
         self.question = nn.Parameter(0.5 * torch.randn(width))
         self.key, self.query = nn.Linear(width, width), nn.Linear(width, MATCHING)
         self.absent = nn.Parameter(torch.full((1,), 3.0))
-        self.look = nn.Linear(encoder.tokens + 1 + MATCHING, width)
-        self.sentence = nn.Linear(width, frames)
         self.side, self.words = nn.Linear(encoder.tokens + 1 + MATCHING, 1), nn.Linear(width, WORDS)
-        self.position = nn.Parameter(0.02 * torch.randn(1, frames, width))
+        inputs = math.isqrt(encoder.tokens) + 9
+        self.line = nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width))
+        self.sentence = nn.Linear(width, frames)
+        self.position = nn.Parameter(0.5 * torch.randn(1, frames, width))
         self.blocks = nn.Sequential(*(EncoderBlock(width, heads) for _ in range(depth)))
         self.outlet = nn.Linear(width, 1)
 
-    def forward(self, video: Tensor, text: Tensor) -> Reading:
+    def forward(self, video: Tensor, text: Tensor, path: Tensor) -> Reading:
         """Read goals.
 
         Args:
             video: ``(n, F, 3, S, S)`` uint8; one video may come with several sentences that follow each other.
             text: ``(B, length)`` uint8.
+            path: ``(n, F, 3)`` x, y in m and yaw in rad where the frames were taken, seen from the first one.
         """
+        columns, side, said = self.look(video, text)
+        path = path.repeat_interleave(len(text) // len(path), 0) if len(text) != len(path) else path
+        return Reading(self.decide(columns, side, said, path), columns, side, self.words(said))
+
+    def look(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`Reading.columns`, `Reading.side` and what is said, ``(B, width)``."""
         seen = self.seen(self.encoder(video.flatten(0, 1))).unflatten(0, video.shape[:2])
         seen = seen.repeat_interleave(len(text) // len(video), 0) if len(text) != len(video) else seen
         said = self._said(text)
         match = torch.einsum("bd,bftd->bft", self.query(said), seen) / math.sqrt(MATCHING)
         where = torch.cat([match, self.absent.expand(*match.shape[:2], 1)], -1).softmax(-1)
         what = torch.einsum("bft,bftd->bfd", where[..., :-1], seen)
-        looked = torch.cat([where, what], -1)
-        # The sentence stays out of these tokens: it is the same for all frames and would drown what differs.
-        tokens = self.blocks(self.look(looked) + self.position)
-        stop, side = self.outlet(tokens)[..., 0] + self.sentence(said), self.side(looked)[..., 0]
-        return Reading(stop, self._columns(match), side, self.words(said))
+        return self._columns(match), self.side(torch.cat([where, what], -1))[..., 0], said
+
+    def decide(self, columns: Tensor, side: Tensor, said: Tensor, path: Tensor) -> Tensor:
+        """`Reading.stop` from what `look` returned and the path of the video, ``(B, F, 3)``.
+
+        What is said stays out of the tokens: it is the same for all frames and would drown what differs.
+        """
+        chances = columns.softmax(-1)
+        seen, place, yaw = 1 - chances[..., -1:], path[..., :2] / FAR, path[..., 2:]
+        sight = yaw + side[..., None].atan()
+        across = place[..., 1:] * sight.cos() - place[..., :1] * sight.sin()  # how far the line passes the first frame
+        line = torch.cat([side[..., None], sight.cos(), sight.sin(), across], -1) * seen
+        tokens = self.line(torch.cat([chances, line, place, yaw.cos(), yaw.sin()], -1)) + self.position
+        return self.outlet(self.blocks(tokens))[..., 0] + self.sentence(said)
 
     def _said(self, text: Tensor) -> Tensor:
         tokens = self.text(text)

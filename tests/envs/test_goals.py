@@ -11,6 +11,7 @@ from envs.goals import OUT_OF_SIGHT
 from envs.pictures import unavailable
 from envs.video_nav import FRAMES, INSTRUCTIONS
 from envs.world import make
+from policies.senses import video_path
 
 SEED = 42
 
@@ -27,6 +28,9 @@ def test_goals_of_a_room_come_with_every_sentence_and_where_it_says_to_stop(tmp_
     assert (episodes.last[0], len(episodes.actions)) == (per_room - 1, 2 * per_room)
     observations, _ = episodes.windows(steps, 1, 1)
     np.testing.assert_array_equal(observations["goal_video"][0, 0], seen["goal_video"])
+    way = observations["video_path"][0, 0]
+    measured = video_path(seen["goal_video"])
+    assert np.linalg.norm(measured[-1, :2] - way[-1, :2]) < 0.3, "what is measured on the robot is what training sees"
     said = [bytes(row[0]).rstrip(b"\0").decode() for row in observations["instruction"]]
     assert env.instruction in said and len({*said}) == per_room
     frames = observations["stop_frame"][:, 0, 0]

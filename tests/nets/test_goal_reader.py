@@ -17,7 +17,9 @@ def test_several_sentences_may_share_a_video() -> None:
     net, generator = reader().eval(), torch.Generator().manual_seed(0)
     videos = torch.randint(0, 256, (2, 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
     texts = torch.randint(1, 256, (6, 16), generator=generator, dtype=torch.uint8)
-    torch.testing.assert_close(net(videos, texts), net(videos.repeat_interleave(3, 0), texts))
+    paths = torch.randn(2, 4, 3, generator=generator)
+    separate = net(videos.repeat_interleave(3, 0), texts, paths.repeat_interleave(3, 0))
+    torch.testing.assert_close(net(videos, texts, paths), separate)
 
 
 def test_a_stop_between_two_frames_belongs_to_both() -> None:
@@ -55,10 +57,12 @@ def test_it_learns_to_find_what_a_sentence_names() -> None:
 
     for _ in range(150):
         videos, sentences, frames = batch()
-        loss = stop_loss(net(videos, sentences).stop, frames)
+        found = net(videos, sentences, torch.zeros(8, 4, 3))
+        bearing = torch.full((16, 4), 9.0).scatter(1, frames.long()[:, None], 0.1)
+        loss = stop_loss(found.stop, frames) + sight_loss(found, bearing, fov=1.4)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     videos, sentences, frames = batch()
-    found = net(videos, sentences).stop.argmax(-1)
-    assert float((found == frames).float().mean()) == pytest.approx(1.0, abs=0.13)
+    chosen = net(videos, sentences, torch.zeros(8, 4, 3)).stop.argmax(-1)
+    assert float((chosen == frames).float().mean()) == pytest.approx(1.0, abs=0.13)

@@ -105,7 +105,7 @@ def _episode(seed: int, rows: list[tuple[dict[str, Array], Array, Array, float, 
     )
 
 
-def _contract(env: Any) -> Spec:
+def recorded_contract(env: Any) -> Spec:
     """The contract of recorded episodes: that of the environment, and its labels, which are constant."""
     return replace(env.contract, observations=(*env.contract.observations, *getattr(env, "LABELS", ())))
 
@@ -167,5 +167,5 @@ def _record_shard(config: CollectConfig, shard: Path, seeds: range) -> int:
 
 def _write(config: CollectConfig, path: Path, episodes: list[Episode], env: Any) -> None:
     known = getattr(env, "robomimic", None)  # of simulators that robomimic plays back
-    contract = goal_contract(env) if config.goals else _contract(env)
+    contract = goal_contract(env) if config.goals else recorded_contract(env)
     write_episodes(path, episodes, config.env, robot(config.embodiment), contract, known)

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from policies.spec import ContractError
 
 LIMIT = 4 << 30  # bytes of all members together
+LARGE = 1 << 20  # bytes
 SAVED = 2 / 3  # of its bytes at most are left of what is worth deflating; weights at full precision are not
 INFLATED = 256 << 20  # bytes of those that are compressed, which may be far more than the file
 
@@ -24,14 +25,14 @@ class BundleError(ContractError):
 
 
 def pack(members: Mapping[str, bytes]) -> bytes:
-    """Return a zip file that depends on names and contents only; a member is deflated where that saves a third."""
+    """Return a zip file that depends on names and contents only; large members are deflated where that saves a third."""
     file = io.BytesIO()
     small = sum(map(len, members.values())) <= INFLATED
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in members.items():
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.create_system, info.external_attr = 3, 0o644 << 16  # the same bytes on every system
-            deflate = small and len(zlib.compress(content)) < SAVED * len(content)
+            deflate = small and len(content) > LARGE and len(zlib.compress(content)) < SAVED * len(content)
             archive.writestr(info, content, zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED)
     return file.getvalue()
 

@@ -18,7 +18,7 @@ from kinoflow.video_scene import CAPTION, RATE_HZ, apart, labelled, missing, out
 from policies.flowdit_video import Config, FlowDiTVideo
 from policies.norm import Normaliser
 from policies.policy import Policy
-from policies.senses import SENSES
+from policies.senses import GOAL_PATH, VIDEO_PATH
 from policies.spec import ContractError
 
 needs_opengl = pytest.mark.skipif(unavailable() != "", reason=unavailable())
@@ -28,7 +28,7 @@ needs_opengl = pytest.mark.skipif(unavailable() != "", reason=unavailable())
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that has learned nothing, and moves."""
     seen = VideoNavEnv("wheeled").contract
-    features = [SENSES["goal_path"].feature, *(feature for feature in seen.observations if feature.name != "camera")]
+    features = [GOAL_PATH, VIDEO_PATH, *(feature for feature in seen.observations if feature.name != "camera")]
     spec = replace(seen, observations=tuple(features), history=2, horizon=8)
     torch.manual_seed(0)
     head = FlowDiTVideo(spec, Config(width=32, depth=1, heads=2, encoder_depth=1))

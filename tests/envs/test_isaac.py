@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs.bodies import CONTROL_DT, PHYSICS_DT
-from envs.collect import drivers, record
+from envs.collect import drivers, record, recorded_contract
 from envs.episodes import read_episodes, write_episodes
 from envs.isaac import APERTURE, INSTALL, IsaacStage, IsaacVideoNavEnv, focal_length, hang, linear, picture
 from envs.pictures import SceneRenderer, unavailable
@@ -227,7 +227,7 @@ def test_its_episodes_are_dataset_files(standing_in: None, tmp_path: Path) -> No
     env = make("IsaacVideoNav", picture_size=32)
     episode = record(env, seed=4)
     assert episode is not None
-    write_episodes(tmp_path / "isaac.hdf5", [episode], "kinoflow/IsaacVideoNav-v0", {}, env.contract)
+    write_episodes(tmp_path / "isaac.hdf5", [episode], "kinoflow/IsaacVideoNav-v0", {}, recorded_contract(env))
     file = read_episodes(tmp_path / "isaac.hdf5")
     assert file.observations["goal_video"].shape == (1, 16, 3, 32, 32)
     assert file.observations["camera"].any() and len(file.actions) == len(episode)

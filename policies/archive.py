@@ -25,7 +25,7 @@ class BundleError(ContractError):
 
 
 def pack(members: Mapping[str, bytes]) -> bytes:
-    """Return a zip file that depends on names and contents only; large members are deflated where that saves a third."""
+    """Return a zip file that depends on names and contents only; large members are deflated where it saves a third."""
     file = io.BytesIO()
     small = sum(map(len, members.values())) <= INFLATED
     with zipfile.ZipFile(file, "w") as archive:

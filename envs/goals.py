@@ -22,8 +22,8 @@ OUT_OF_SIGHT = 9.0  # rad, no bearing
 def goal_contract(env: Any) -> Spec:
     """Contract of episodes of goals: the video of a room is constant, each step has another sentence and its labels.
 
-    The sense ``video_path`` is exact here: measuring it in so many videos would take hours. What is measured ends 0.3 m
-    off at the median, mostly because the mount of the camera is not known exactly.
+    The sense ``video_path`` is exact here: measuring it in so many videos would take hours. What is measured is
+    longer or shorter by some percent, mostly because the mount of the camera is not known exactly.
 
     The labels are the frame at which it says to stop; at which bearing to the left each frame shows the landmark to
     stop at, `OUT_OF_SIGHT` where it does not; and which of `WORDS` name that landmark.

@@ -168,12 +168,12 @@ class Trainer(Generic[ConfigT]):
             if past[name] != present[name]:
                 raise ContractError(f"cannot resume {self.out}: {name} was {past[name]}, now it is {present[name]}")
         state = load_file(self.out / "state.safetensors")
-        self.policy.load_state_dict(_under("policy.", state))
-        self.average.load_state_dict(_under("average.", state))
+        self.policy.load_state_dict(under("policy.", state))
+        self.average.load_state_dict(under("average.", state))
         self.generator.set_state(state["generator"])
         self.step, self.best = int(state["step"]), float(state["best"])
         for index, parameter in enumerate(self.policy.head.parameters()):
-            self.optimiser.state[parameter] = _under(f"optimiser.{index}.", state)
+            self.optimiser.state[parameter] = under(f"optimiser.{index}.", state)
         log = self.out / "metrics.jsonl"
         complete = [line for line in log.read_text().splitlines() if line.endswith("}")]  # an interruption may cut one
         kept = [line for line in complete if json.loads(line)["step"] <= self.step]
@@ -326,7 +326,8 @@ def _fast_math(bf16: bool) -> Iterator[None]:
         yield
 
 
-def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 

@@ -109,7 +109,7 @@ class FlowNet(nn.Module):
         (one, two), (one_coarse, two_coarse) = fine.chunk(2), coarse.chunk(2)
         flow = self._refine(self.match_coarse, self.mend_coarse, one_coarse, two_coarse)[:, :2]
         flow = 2 * functional.interpolate(flow, scale_factor=2.0, mode="bilinear")
-        mended = self._refine(self.match_fine, self.mend_fine, one, self._warp(two, flow))
+        mended = self._refine(self.match_fine, self.mend_fine, one, self._warp(two, flow)).float()
         return 4 * (flow + mended[:, :2]), mended[:, 2:].clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid()
 
     def _refine(self, match: nn.Module, mend: nn.Module, first: Tensor, second: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _sampling_grid() -> Tensor:
     return torch.stack([right, down], -1)[None]
 
 
-def flow_loss(predicted: Tensor, confidence: Tensor, truth: Tensor) -> Tensor:
+def flow_loss(predicted: Tensor, confidence: Tensor, truth: Tensor, share: Tensor | None = None) -> Tensor:
     """End-point error, plus the negative log-likelihood that the confidence gives to it (a Laplace distribution).
 
     The second part does not move the flow: otherwise it would settle for being wrong where it is unsure.
@@ -140,7 +140,9 @@ def flow_loss(predicted: Tensor, confidence: Tensor, truth: Tensor) -> Tensor:
         predicted: ``(B, 2, 24, 24)`` px.
         confidence: ``(B, 1, 24, 24)`` in (0, 1).
         truth: Like ``predicted``.
+        share: ``(B, 1, 24, 24)`` in [0, 1], how much each cell counts; all alike by default.
     """
     error = ((predicted - truth).square().sum(1, keepdim=True) + 1e-4).sqrt()
+    share = torch.ones_like(error) if share is None else share
     scale = (1 - confidence) / confidence
-    return error.mean() + (error.detach() / scale + scale.log()).mean()
+    return (share * (error + error.detach() / scale + scale.log())).sum() / share.sum().clamp_min(1)

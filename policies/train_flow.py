@@ -1,0 +1,176 @@
+"""Training of the optical flow network on exact flow. A run that is interrupted continues exactly where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from policies.files import replace_file
+from policies.learned_flow import unit
+from policies.nets.flow import FlowNet, flow_loss
+from policies.spec import Array, ContractError
+from policies.train import under
+
+STATE, WEIGHTS = "state.safetensors", "flow_net.safetensors"
+MIRROR = (-1.0, 1.0)  # what a mirrored picture does to flow right and down
+
+
+@dataclass(frozen=True)
+class FlowRecipe:
+    """How to train.
+
+    Args:
+        steps: Optimiser steps.
+        batch: Pairs per step, half of them mirrored on average.
+        learning_rate: Peak rate of AdamW; linear warm-up, then cosine decay to 1 %.
+        warmup: Steps of warm-up.
+        seed: Of initial weights and batches.
+        bf16: Compute in bfloat16.
+        report_every: Steps between two reports, each of which also saves.
+    """
+
+    steps: int = 8000
+    batch: int = 8
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    seed: int = 0
+    bf16: bool = True
+    report_every: int = 200
+
+
+class FlowTrainer:
+    """State of one training run.
+
+    Args:
+        out: Directory of the run; ``flow_net.safetensors`` there becomes the network.
+        recipe: What to do.
+        pairs: ``first``, ``second`` (N, 3, 96, 96) uint8, ``flow`` (N, 2, 24, 24) px and ``share`` (N, 24, 24) in
+            [0, 1], how much of each cell has a flow.
+        valid: The same of other rooms, to report on; nothing is chosen by it.
+        resume: Continue the run in ``out`` instead of starting one.
+
+    Raises:
+        ContractError: There is a run already, or none, or one of another recipe or other pairs.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        recipe: FlowRecipe,
+        pairs: Mapping[str, Array],
+        valid: Mapping[str, Array],
+        resume: bool = False,
+    ) -> None:
+        self.out, self.recipe, self.pairs, self.valid, self.step = out, recipe, pairs, valid, 0
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)  # torch initialises layers from its global generator only
+            self.network = FlowNet()
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), recipe.learning_rate, weight_decay=1e-4)
+        self._run = {"recipe": json.dumps(dataclasses.asdict(recipe)), "pairs": _sha256(pairs)}
+        if resume != (out / STATE).exists():
+            remedy = "start without --resume" if resume else "continue it with --resume or choose another --out"
+            raise ContractError(f"{out} holds {'no' if resume else 'a'} run already; {remedy}")
+        if resume:
+            self._resume()
+
+    def _resume(self) -> None:
+        with safe_open(self.out / STATE, "pt") as file:
+            past = file.metadata()
+        for name, present in self._run.items():
+            if past[name] != present:
+                raise ContractError(f"cannot resume {self.out}: {name} was {past[name]}, now it is {present}")
+        state = load_file(self.out / STATE)
+        self.step = int(state.pop("step"))
+        self.generator.set_state(state.pop("generator"))
+        self.network.load_state_dict(under("network.", state))
+        for index, parameter in enumerate(self.network.parameters()):
+            self.optimiser.state[parameter] = under(f"optimiser.{index}.", state)
+
+    def _save(self) -> None:
+        weights = self.network.state_dict()
+        state = {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
+        state |= {f"network.{name}": value for name, value in weights.items()}
+        for index, parameter in enumerate(self.network.parameters()):
+            state |= {f"optimiser.{index}.{name}": value for name, value in self.optimiser.state[parameter].items()}
+        self.out.mkdir(parents=True, exist_ok=True)
+        replace_file(self.out / STATE, save(state, self._run))
+        replace_file(self.out / WEIGHTS, save(weights, {"step": str(self.step), **self._run}))
+
+    def run(self, progress: Callable[[dict[str, float]], None]) -> None:
+        """Train to the end.
+
+        Args:
+            progress: Called at every report with the step, the mean ``loss`` since the last one, the mean end-point
+                error ``valid_px`` on the pairs to report on, and the ``cpu_s`` that the steps took.
+        """
+        losses, since = [], time.process_time()
+        while self.step < self.recipe.steps:
+            losses.append(self._advance())
+            if self.step % self.recipe.report_every == 0 or self.step == self.recipe.steps:
+                spent, error = time.process_time() - since, self._error()
+                self._save()
+                progress({"step": self.step, "loss": float(np.mean(losses)), "valid_px": error, "cpu_s": spent})
+                losses, since = [], time.process_time()
+
+    def _advance(self) -> float:
+        self.step += 1
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.learning_rate * self._decay()
+        first, second, flow, share = self._batch()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
+            found, confidence = self.network(first, second)
+            loss = flow_loss(found, confidence, flow, share)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.step}; lower --learning-rate")
+        return value
+
+    def _decay(self) -> float:
+        if self.step < self.recipe.warmup:
+            return self.step / self.recipe.warmup
+        done = (self.step - self.recipe.warmup) / max(1, self.recipe.steps - self.recipe.warmup)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+
+    def _batch(self) -> list[Tensor]:
+        chosen = torch.randint(len(self.pairs["flow"]), (self.recipe.batch,), generator=self.generator).numpy()
+        batch = _tensors({name: values[chosen] for name, values in self.pairs.items()})
+        mirrored = torch.rand(self.recipe.batch, 1, 1, 1, generator=self.generator) < 0.5
+        turned = [values.flip(-1) for values in batch]
+        turned[2] = turned[2] * torch.tensor(MIRROR)[:, None, None]
+        return [torch.where(mirrored, there, here) for there, here in zip(turned, batch, strict=True)]
+
+    @torch.no_grad()
+    def _error(self) -> float:
+        """Mean end-point error in px on the pairs to report on."""
+        first, second, flow, share = _tensors(self.valid)
+        found = torch.cat([self.network(*pair)[0] for pair in zip(first.split(16), second.split(16), strict=True)])
+        return float(((found - flow).norm(dim=1, keepdim=True) * share).sum() / share.sum())
+
+
+def _tensors(pairs: Mapping[str, Array]) -> list[Tensor]:
+    flow, share = torch.from_numpy(pairs["flow"]), torch.from_numpy(pairs["share"])[:, None]
+    return [unit(pairs["first"]), unit(pairs["second"]), flow, share]
+
+
+def _sha256(pairs: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(pairs):
+        digest.update(pairs[name].tobytes())
+    return digest.hexdigest()

@@ -38,7 +38,7 @@ from policies.spec import Array
 SEED = 600_000  # first room of the report; choices are made on rooms from 610,000
 KINDS = ("teleport", "wall_clip", "frozen", "wrong_turn", "horizon", "flicker")
 SHARE = 0.5  # of the attempts get one of these, all alike often
-ATTEMPTS, FRAMES, ACCEPT = 5, 64, 0.8  # as `kinoflow imagine`
+ATTEMPTS, FRAMES, ACCEPT = 5, 64, 0.8  # as `kinoflow imagine`, which makes 61 pictures
 
 # What the judge lets pass.
 HASTE = 1.5  # times the limits of the robot; a camera that is faster has jumped

@@ -22,6 +22,7 @@ import numpy as np
 from envs.episodes import Episode
 from envs.nav import BODIES, Embodiment
 from envs.video_nav import FRAMES, TEXT, VideoNavEnv
+from policies.sentence import sentence_bytes
 from policies.spec import Array, ContractError, Feature, Spec
 
 ENV = "kinoflow/VideoNav-v0"
@@ -74,9 +75,7 @@ def read_recon(path: Path, seed: int, instruction: str = "") -> Episode:
         ContractError: Something is missing, unreadable, of another length, not finite or beyond a Jackal's limits, or
             the instruction is too long.
     """
-    text = instruction.encode()
-    if len(text) > TEXT:
-        raise ContractError(f"the instruction has {len(text)} bytes, at most {TEXT} fit; shorten it")
+    said = sentence_bytes(instruction, TEXT)
     pictures, numbers = _load(path)
     spec = contract()
     steps = np.arange(int((len(pictures) - 1) * spec.rate_hz / RATE_HZ) + 1)
@@ -93,7 +92,7 @@ def read_recon(path: Path, seed: int, instruction: str = "") -> Episode:
         "camera": seen[held],
         "twist": _recent_mean(measured, round(spec.rate_hz)),
         "goal_video": seen[np.linspace(0, len(seen) - 1, FRAMES).round().astype(int)][None],
-        "instruction": np.array([[*text.ljust(TEXT, b"\0")]], np.uint8),
+        "instruction": said[None],
         "embodiment": np.array([[name == EMBODIMENT for name in BODIES]], np.float32),
         MASK.name: np.array([DRIVEN], np.float32),
     }

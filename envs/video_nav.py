@@ -13,6 +13,7 @@ import numpy as np
 from envs.bodies import SCENE_GROUP
 from envs.nav import BODIES, FILM_SIZE, GOAL_SPEED, POLICY_HZ, Embodiment, NavEnv
 from envs.video_rooms import ENCLOSURE_GROUP, Landmark, VideoRoom, sample_video_room
+from policies.sentence import sentence_bytes
 from policies.spec import Array, Feature, Spec
 
 CAMERA = "head_camera"
@@ -191,11 +192,6 @@ class VideoNavEnv(NavEnv):
         """The landmark to stop at, by instruction."""
         return {"first": self.walk.passed, "last": self.walk.final}
 
-    @staticmethod
-    def encoded(sentence: str) -> Array:
-        """A sentence as it is observed, ``(96,)`` uint8."""
-        return np.frombuffer(sentence.encode().ljust(TEXT, b"\0"), np.uint8).copy()
-
     def _phrased(self, phrase: str) -> str:
         return phrase.format(passed=self.walk.passed.name, final=self.walk.final.name)
 
@@ -260,7 +256,7 @@ class VideoNavEnv(NavEnv):
             "camera": self._camera().copy(),
             "twist": self.twist.astype(np.float32),
             "goal_video": self.goal_video.copy(),
-            "instruction": self.encoded(self.instruction),
+            "instruction": sentence_bytes(self.instruction, TEXT),
             "embodiment": np.array([name == self.embodiment for name in BODIES], np.float32),
         }
 

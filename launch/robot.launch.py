@@ -10,7 +10,7 @@ from launch_ros.substitutions import FindPackageShare
 ARGUMENTS = {
     "bundle": (None, "Path of the policy bundle (.kfb)"),
     "goal": ("", "Path of the goal video (.mp4), for policies that follow one"),
-    "instruction": ("", "Sentence that says where to stop, for policies that read one"),
+    "instruction": ("", "Sentence that says where to stop; by default that beside the goal video (.txt)"),
     "embodiment": ("g1", "Robot that is driven: wheeled, drone or g1"),
     "namespace": ("", "Namespace of all nodes"),
     "params_file": (None, "Parameters of all nodes; by default those that belong to the embodiment"),

@@ -10,7 +10,7 @@ from launch_ros.substitutions import FindPackageShare
 ARGUMENTS = {
     "bundle": (None, "Path of the policy bundle (.kfb)"),
     "goal": ("", "Path of the goal video (.mp4), for policies that follow one"),
-    "instruction": ("", "Sentence that says where to stop, for policies that read one"),
+    "instruction": ("", "Sentence that says where to stop; by default that beside the goal video (.txt)"),
     "env": ("kinoflow/Nav-v0", "Environment: kinoflow/Nav-v0, or kinoflow/VideoNav-v0 for a robot with a camera"),
     "embodiment": ("wheeled", "Robot to simulate: wheeled, drone or g1"),
     "seed": ("0", "Seed of the room, the start and the first goal"),

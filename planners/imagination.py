@@ -12,7 +12,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-FORMAT = 1  # of the files of a trace
+FORMAT = 2  # of the files of a trace
+FRAMES = 61  # of a video: the 16 that a policy picks are then exactly 4 apart, as those it was trained with
 RECORD, PICTURES = "trace.json", "video-{}.npz"
 
 
@@ -46,7 +47,7 @@ class Request:
 
     prompt: str
     negative_prompt: str = ""
-    frames: int = 64
+    frames: int = FRAMES
     size: tuple[int, int] = (96, 96)
 
     def __post_init__(self) -> None:
@@ -158,6 +159,7 @@ class Trace:
         attempts: All attempts, in order.
         video: The video of the best attempt.
         accepted: Whether its score reached the limit; otherwise it is only the best of a bad lot.
+        origin: What the videos were made from beside the request, by name.
     """
 
     request: Request
@@ -165,6 +167,7 @@ class Trace:
     attempts: tuple[Attempt, ...]
     video: Video
     accepted: bool
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> int:
@@ -185,6 +188,7 @@ class Trace:
             "request": dataclasses.asdict(self.request),
             "seed": self.seed,
             "accepted": self.accepted,
+            "origin": dict(self.origin),
             "video": {"file": name, "rate_hz": self.video.rate_hz, "provenance": self.video.provenance},
             "attempts": [dataclasses.asdict(attempt) for attempt in self.attempts],
         }
@@ -204,14 +208,17 @@ class Trace:
         try:
             record = _read(folder)
             if record.get("format") != FORMAT:
-                raise ImaginationError(f"{folder} has format {record.get('format')}, this version reads {FORMAT}")
+                raise ImaginationError(
+                    f"{folder} has format {record.get('format')}, this version reads {FORMAT}; remove it and run again"
+                )
             meta = record["video"]
             with np.load(folder / Path(meta["file"]).name, allow_pickle=False) as content:
                 video = Video(content["frames"], float(meta["rate_hz"]), str(meta["provenance"]))
             attempts = tuple(_attempt(item) for item in record["attempts"])
             if not attempts:
                 raise ImaginationError(f"{folder} holds no attempt; remove it and run again")
-            return cls(_request(record["request"]), int(record["seed"]), attempts, video, bool(record["accepted"]))
+            request, seed, accepted = _request(record["request"]), int(record["seed"]), bool(record["accepted"])
+            return cls(request, seed, attempts, video, accepted, dict(record["origin"]))
         except (FileNotFoundError, ImaginationError):
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OSError, zipfile.BadZipFile) as error:
@@ -267,6 +274,7 @@ class Orchestrator:
         accept: Score from which a video is good enough.
         frames: Pictures of a video.
         size: Height and width of a picture in pixels.
+        origin: What the videos are made from beside the request, by name; a run resumes only what has the same.
     """
 
     def __init__(
@@ -277,13 +285,15 @@ class Orchestrator:
         memory: Memory,
         attempts: int = 5,
         accept: float = 0.8,
-        frames: int = 64,
+        frames: int = FRAMES,
         size: tuple[int, int] = (96, 96),
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         if attempts < 1:
             raise ImaginationError(f"attempts is {attempts}; at least one video has to be made")
         self._generator, self._validator, self._policy, self._memory = generator, validator, policy, memory
         self._attempts, self._accept, self._frames, self._size = attempts, accept, frames, size
+        self._origin = dict(origin or {})
 
     def run(self, prompt: str, seed: int, folder: Path | None = None) -> Trace:
         """Make a goal video.
@@ -294,7 +304,7 @@ class Orchestrator:
             folder: Where the trace is written after every attempt; a run that was interrupted there goes on.
 
         Raises:
-            ImaginationError: The folder holds the trace of another request, or a part made something unusable.
+            ImaginationError: The folder holds the trace of something else, or a part made something unusable.
         """
         request = Request(prompt, frames=self._frames, size=self._size)
         trace = self._resumed(request, seed, folder)
@@ -311,11 +321,12 @@ class Orchestrator:
         if folder is None or not (folder / RECORD).exists():
             return None
         trace = Trace.load(folder)
-        if (trace.request, trace.seed) != (request, seed):
-            raise ImaginationError(
-                f"{folder} holds a run of {trace.request} with seed {trace.seed}, asked for are {request} and {seed}; "
-                "choose another folder"
-            )
+        held = {**dataclasses.asdict(trace.request), "seed": trace.seed, **trace.origin}
+        asked = {**dataclasses.asdict(request), "seed": seed, **self._origin}
+        differ = [name for name in {**held, **asked} if held.get(name) != asked.get(name)]
+        if differ:
+            texts = [f"{name} {held.get(name)!r} instead of {asked.get(name)!r}" for name in differ]
+            raise ImaginationError(f"{folder} holds a run with {', '.join(texts)}; write elsewhere or remove it")
         top = trace.attempts[trace.best].verdict.score
         return dataclasses.replace(trace, accepted=top >= self._accept)
 
@@ -328,4 +339,4 @@ class Orchestrator:
         attempts = (*history, Attempt(wording, number, _plain(self._validator.score(video, wording))))
         top = best(attempts)
         kept = video if trace is None or top == len(history) else trace.video
-        return Trace(request, seed, attempts, kept, attempts[top].verdict.score >= self._accept)
+        return Trace(request, seed, attempts, kept, attempts[top].verdict.score >= self._accept, self._origin)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from policies.sentence import sentence_bytes
 from policies.spec import Array, ContractError
 
 BASE_FRAME, ODOMETRY_FRAME, CAMERA_FRAME = "base_link", "odom", "head_camera"
@@ -179,12 +180,9 @@ def text_values(text: str, length: int) -> Array:
     Raises:
         ContractError: There is nothing in it, it is too long, or it has a byte that means padding.
     """
-    encoded = text.encode()
-    if not text.strip() or len(encoded) > length or 0 in encoded:
-        raise ContractError(
-            f"instruction {text!r} has {len(encoded)} bytes, 1 to {length} that are not 0 are needed; say it otherwise"
-        )
-    return np.frombuffer(encoded.ljust(length, b"\0"), np.uint8)
+    if not text.strip():
+        raise ContractError("the instruction is empty; say where to stop")
+    return sentence_bytes(text, length)
 
 
 def status_message(name: str, level: int, text: str, values: Mapping[str, Any], hardware: str, stamp: Any) -> Any:

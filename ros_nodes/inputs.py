@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +27,7 @@ from ros_nodes.convert import (
     text_values,
     twist_values,
 )
-from ros_nodes.pictures import image_values, read_video
+from ros_nodes.pictures import image_values, read_sentence, read_video
 from ros_nodes.pilot import (
     CAMERA,
     EMBODIMENT,
@@ -60,6 +62,7 @@ class Inputs:
         self._node, self._pilot, self._settings = node, pilot, settings
         self._features = {feature.name: feature for feature in spec.observations}
         self._reader = ThreadPoolExecutor(1, "goal-video")
+        self._shown: tuple[tuple[str, int], Array] | None = None  # path, time of change and pictures of the last video
         self._take_parameters()
         self._subscriptions = [node.create_subscription(Odometry, "odom", self._on_odometry, shared.SENSOR)]
         if SCAN in self._features:
@@ -91,8 +94,9 @@ class Inputs:
                 raise ContractError(f"{parameter} is '{value}', but this policy observes no {name}; leave it empty")
         if settings.goal:
             self._give(GOAL_VIDEO, self._video(settings.goal))
-        if settings.instruction:
-            self._give(INSTRUCTION, self._sentence(settings.instruction))
+        sentence = settings.instruction or self._sentence_beside(settings.goal)
+        if sentence:
+            self._give(INSTRUCTION, self._sentence(sentence))
         if EMBODIMENT in self._features:
             self._give(EMBODIMENT, one_hot(settings.embodiment))
 
@@ -102,9 +106,23 @@ class Inputs:
     def _feature(self, name: str) -> Feature:
         return self._features[name]
 
+    def _sentence_beside(self, goal: str) -> str:
+        if not goal or INSTRUCTION not in self._features:
+            return ""
+        sentence = read_sentence(goal)
+        if sentence:
+            self._node.get_logger().info(f"the instruction is '{sentence}', from the file beside the goal video")
+        return sentence
+
     def _video(self, path: str) -> Array:
-        frames, _, _, size = self._feature(GOAL_VIDEO).shape
-        return read_video(path, frames, size)
+        """Read a goal video unless it is the one that was read last: a latched path comes on both subscriptions."""
+        changed = 0
+        with suppress(OSError, ValueError):  # reading says what is wrong
+            changed = Path(path).stat().st_mtime_ns
+        if self._shown is None or self._shown[0] != (path, changed):
+            frames, _, _, size = self._feature(GOAL_VIDEO).shape
+            self._shown = (path, changed), read_video(path, frames, size)
+        return self._shown[1]
 
     def _sentence(self, text: str) -> Array:
         return text_values(text, self._feature(INSTRUCTION).shape[0])

@@ -16,6 +16,8 @@ from ros_nodes.convert import CAMERA_FRAME, require_frame
 ENCODINGS = ("rgb8", "bgr8")
 FEWEST = 2  # pictures of a goal video: one shows no way
 VIDEO_HZ = 10.0  # of a video that is written; nothing depends on it
+SUFFIXES = (".mp4", ".mkv", ".avi")  # whose format can hold pictures without loss
+SENTENCE = ".txt"  # suffix of the sentence that belongs to a goal video
 
 
 def image_values(image: Any, size: int) -> Array:
@@ -73,8 +75,15 @@ def read_video(path: str, frames: int, size: int) -> Array:
     Raises:
         ContractError: There is no such file, it has too few pictures that can be read, or they are not square.
     """
-    if not Path(path).is_file():
-        raise ContractError(f"goal video '{path}': no such file on this machine; give the path of an .mp4")
+    try:
+        if not Path(path).is_file():
+            raise ContractError(f"goal video '{path}': no such file on this machine; give the path of an .mp4")
+        return _sampled(path, frames, size)
+    except (OSError, cv2.error) as error:
+        raise ContractError(f"goal video '{path}' cannot be read ({error}); give the path of an .mp4") from error
+
+
+def _sampled(path: str, frames: int, size: int) -> Array:
     count = sum(1 for _ in _grabbed(path))
     if count < FEWEST:
         raise ContractError(
@@ -88,10 +97,59 @@ def read_video(path: str, frames: int, size: int) -> Array:
     return np.stack([_resized(seen[index][1][..., ::-1], size) for index in wanted])
 
 
-def write_video(path: Path, frames: Array) -> None:
-    """Write ``(N, 3, H, W)`` uint8 RGB pictures as an MP4 without loss, so that `read_video` gives them back."""
+def read_sentence(video: str) -> str:
+    """Read what belongs to a goal video: the text in the file of the same name with the suffix ``.txt``.
+
+    Returns:
+        The sentence, empty where there is no such file.
+
+    Raises:
+        ContractError: The file cannot be read or is no UTF-8.
+    """
+    path = Path(video).with_suffix(SENTENCE)
+    try:
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContractError(
+            f"'{path}' lies beside the goal video and cannot be read as its instruction ({error}); mend or remove it, "
+            "or state the instruction"
+        ) from error
+
+
+def read_photo(path: Path, size: int) -> Array:
+    """Read a photo of any size; what lies outside the square in the middle is cut off.
+
+    Returns:
+        ``(3, size, size)`` uint8, RGB.
+
+    Raises:
+        ContractError: There is no such file, or no picture in it.
+    """
+    try:
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    except (OSError, cv2.error) as error:
+        raise ContractError(f"photo '{path}' cannot be read ({error}); give a PNG or JPEG") from error
+    if picture is None:
+        raise ContractError(f"photo '{path}' is no picture that can be read; give the path of a PNG or JPEG")
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return _resized(picture[top : top + side, left : left + side, ::-1], size)
+
+
+def write_video(path: Path, frames: Array, rate_hz: float = VIDEO_HZ) -> None:
+    """Write ``(N, 3, H, W)`` uint8 RGB pictures as a video without loss, so that `read_video` gives them back.
+
+    Raises:
+        ContractError: The suffix is none of `SUFFIXES`, or the file cannot be written.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ContractError(f"no video can be written to '{path}'; choose a name that ends in {', '.join(SUFFIXES)}")
     height, width = frames.shape[2:]
-    film = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), VIDEO_HZ, (width, height))
+    codec = cv2.VideoWriter.fourcc(*"FFV1")
+    film = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, codec, rate_hz, (width, height))
+    if not film.isOpened():
+        raise ContractError(f"video '{path}' cannot be written; check that its folder exists and may be written to")
     for picture in frames:
         film.write(np.ascontiguousarray(picture.transpose(1, 2, 0)[..., ::-1]))
     film.release()

@@ -37,7 +37,7 @@ class PolicySettings:
 
     bundle: str = shared.setting("", "Path of the policy bundle (.kfb)")
     goal: str = shared.setting("", "Path of the goal video (.mp4), for policies that follow one")
-    instruction: str = shared.setting("", "Sentence that says where to stop, for policies that read one")
+    instruction: str = shared.setting("", "Sentence that says where to stop; else that beside the goal video (.txt)")
     embodiment: str = shared.setting("wheeled", "Robot that is driven, for diagnostics and policies that drive several")
     names: tuple[str, ...] = shared.setting(("vx", "vy", "wz"), "Components of the robot's velocity command")
     geofence: tuple[float, ...] = shared.setting((-5.0, 5.0, -5.0, 5.0), "x_min, x_max, y_min, y_max in m of goals")
@@ -64,6 +64,7 @@ class PolicyNode(LifecycleNode):
 
     What the goal is depends on the policy: a point on ``goal_pose``, or a video and a sentence, which the parameters
     ``goal`` and ``instruction`` give and the topics ``goal_video`` (path of a file here) and ``instruction`` replace.
+    Without the parameter ``instruction`` the sentence beside that video counts, ``goal.txt`` of ``goal.mp4``.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,17 +38,3 @@ class TextEncoder(nn.Module):
         """Encode UTF-8 bytes ``(B, length)`` uint8, padded with 0, as tokens ``(B, length / 4, width)``."""
         features = self.body(self.bytes(text.long()).mT)
         return self.blocks(features.mT + self.position)
-
-
-def text_bytes(text: str, length: int) -> np.ndarray:
-    """Encode a sentence as ``(length,)`` uint8: UTF-8, padded with 0.
-
-    Raises:
-        ValueError: It is too long, or has a character that means padding.
-    """
-    encoded = text.encode()
-    if len(encoded) > length:
-        raise ValueError(f"the text has {len(encoded)} bytes, there is room for {length}; shorten '{text}'")
-    if 0 in encoded:
-        raise ValueError(f"the text {text!r} has a zero byte, which stands for its end; leave it out")
-    return np.frombuffer(encoded.ljust(length, b"\0"), np.uint8).copy()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from policies.nets.text import TextEncoder, text_bytes
+from policies.nets.text import TextEncoder
+from policies.sentence import sentence_bytes
 
 LENGTH, WIDTH = 32, 32
 
@@ -18,22 +19,26 @@ def fresh() -> TextEncoder:
 
 
 def batch(*sentences: str) -> Tensor:
-    return torch.from_numpy(np.stack([text_bytes(sentence, LENGTH) for sentence in sentences]))
+    return torch.from_numpy(np.stack([sentence_bytes(sentence, LENGTH) for sentence in sentences]))
 
 
 def test_bytes_are_utf8_and_padded() -> None:
-    found = text_bytes("geh zur T\u00fcr", 16)
-    assert found.dtype == np.uint8 and found.shape == (16,) and (found[12:] == 0).all()
-    assert found.tobytes().rstrip(b"\0").decode() == "geh zur T\u00fcr"
-    assert (text_bytes("", 4) == 0).all()
-    assert text_bytes("door", 4).tobytes() == b"door"
+    found = sentence_bytes("Geh zur T\u00fcr.", 16)
+    assert found.dtype == np.uint8 and found.shape == (16,) and (found[14:] == 0).all()
+    assert found.tobytes().rstrip(b"\0").decode() == "Geh zur T\u00fcr."
+    assert (sentence_bytes("", 4) == 0).all()
+
+
+@pytest.mark.parametrize("said", ["stop at the door", " Stop  at the\tdoor", "Stop at the door."])
+def test_sentences_are_written_alike(said: str) -> None:
+    assert sentence_bytes(said, 32).tobytes().rstrip(b"\0") == b"Stop at the door."
 
 
 def test_long_text_is_refused_by_its_bytes() -> None:
-    with pytest.raises(ValueError, match="the text has 5 bytes, there is room for 4; shorten"):
-        text_bytes("T\u00fcr!", 4)
-    with pytest.raises(ValueError, match="zero byte"):
-        text_bytes("a\0b", 4)
+    with pytest.raises(ValueError, match="has 6 bytes; at most 4 fit"):
+        sentence_bytes("T\u00fcr!!", 4)
+    with pytest.raises(ValueError, match="none of them 0"):
+        sentence_bytes("a\0b", 4)
 
 
 def test_shapes() -> None:

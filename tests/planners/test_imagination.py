@@ -113,8 +113,24 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     orchestrator(Counting(), 0.9).run("go", 4, tmp_path)
     for prompt, seed in (("stop", 4), ("go", 5)):
-        with pytest.raises(ImaginationError, match="choose another folder"):
+        with pytest.raises(ImaginationError, match=r"instead of .*; write elsewhere or remove it"):
             orchestrator(Counting(), 0.9).run(prompt, seed, tmp_path)
+
+
+def test_a_folder_of_other_videos_is_refused_by_name(tmp_path: Path) -> None:
+    def run(**origin: str) -> Trace:
+        parts = (Counting(), Listed(0.9), Numbering(), Memory())
+        return Orchestrator(*parts, frames=4, size=(16, 16), origin=origin).run("go", 4, tmp_path)
+
+    assert run(env="room", robot="boat").origin == {"env": "room", "robot": "boat"}
+    assert run(env="room", robot="boat").accepted
+    for origin, message in (
+        ({"env": "hall", "robot": "boat"}, "run with env 'room' instead of 'hall';"),
+        ({"env": "room"}, "run with robot 'boat' instead of None;"),
+        ({"env": "room", "robot": "boat", "photo": "x"}, "run with photo None instead of 'x';"),
+    ):
+        with pytest.raises(ImaginationError, match=message):
+            run(**origin)
 
 
 def test_writing_that_breaks_off_leaves_the_old_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +147,7 @@ def test_writing_that_breaks_off_leaves_the_old_trace(tmp_path: Path, monkeypatc
     np.testing.assert_array_equal(Trace.load(tmp_path).video.frames, old.video.frames)
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{", '{"format": 2}', '{"format": 1}'])
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"format": 2}', '{"format": 1, "seed": 4}'])
 def test_damaged_traces_are_refused(tmp_path: Path, damage: str) -> None:
     orchestrator(Counting(), 0.9).run("go", 4, tmp_path)
     (tmp_path / "trace.json").write_text(damage)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from envs.nav import BODIES
-from policies.nets.text import text_bytes
+from policies.sentence import sentence_bytes
 from policies.spec import Array, ContractError
 from ros_nodes.convert import text_values
-from ros_nodes.pictures import image_message, image_values, read_video, write_video
+from ros_nodes.pictures import image_message, image_values, read_photo, read_sentence, read_video, write_video
 from ros_nodes.pilot import EMBODIMENTS, one_hot
 
 SIZE = 24
@@ -118,6 +118,57 @@ def test_video_that_is_written_is_read_without_loss(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_video(str(tmp_path / "goal.mp4"), 16, 96), frames)
 
 
+def test_video_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    frames = np.stack([picture(seed, 96) for seed in range(2)])
+    for name, message in (
+        ("goal.gif", r"choose a name that ends in \.mp4, \.mkv, \.avi"),
+        ("goal.png", "choose a name"),
+        ("none/goal.mp4", "check that its folder exists"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            write_video(tmp_path / name, frames)
+
+
+def test_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"cannot be read .*give the path of an \.mp4"):
+        read_video(str(tmp_path / ("x" * 5000 + ".mp4")), 16, SIZE)
+
+
+def test_failure_of_opencv_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = film(tmp_path / "goal.mp4", shades(2))
+
+    def failing(*arguments: Any) -> Any:
+        raise cv2.error("out of memory")
+
+    monkeypatch.setattr(cv2, "VideoCapture", failing)
+    with pytest.raises(ContractError, match="out of memory"):
+        read_video(str(path), 16, SIZE)
+
+
+def test_sentence_lies_beside_its_video(tmp_path: Path) -> None:
+    video = str(tmp_path / "goal.mp4")
+    assert read_sentence(video) == ""
+    (tmp_path / "goal.txt").write_text("Geh zur T\u00fcr.\n", encoding="utf-8")
+    assert read_sentence(video) == "Geh zur T\u00fcr."
+
+
+@pytest.mark.parametrize(("height", "width"), [(2 * SIZE, 5 * SIZE), (5 * SIZE, 2 * SIZE), (2 * SIZE, 2 * SIZE)])
+def test_middle_of_a_photo_counts(tmp_path: Path, height: int, width: int) -> None:
+    middle = picture(size=2 * SIZE).transpose(1, 2, 0)
+    shot, (top, left) = np.zeros((height, width, 3), np.uint8), ((height - 2 * SIZE) // 2, (width - 2 * SIZE) // 2)
+    shot[top : top + 2 * SIZE, left : left + 2 * SIZE] = middle[..., ::-1]
+    cv2.imwrite(str(tmp_path / "photo.png"), shot)
+    means = middle.transpose(2, 0, 1).reshape(3, SIZE, 2, SIZE, 2).mean((2, 4))
+    assert np.abs(read_photo(tmp_path / "photo.png", SIZE) - means).max() <= 0.51
+
+
+def test_photo_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for name, message in (("none.png", "no picture"), ("text.png", "no picture"), ("x" * 5000, "cannot be read")):
+        with pytest.raises(ContractError, match=message):
+            read_photo(tmp_path / name, SIZE)
+
+
 def test_video_that_shows_no_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -137,9 +188,12 @@ def test_video_that_shows_no_way_is_refused(tmp_path: Path) -> None:
 
 def test_sentence_becomes_the_bytes_that_training_saw() -> None:
     for text in ("Stop at the red box.", "geh zur T\u00fcr"):
-        np.testing.assert_array_equal(text_values(text, 32), text_bytes(text, 32))
-    for text in ("T\u00fcr" * 9, "", "  ", "a\0b"):
-        with pytest.raises(ContractError, match="1 to 32 that are not 0 are needed"):
+        np.testing.assert_array_equal(text_values(text, 32), sentence_bytes(text, 32))
+    for text in ("T\u00fcr" * 9, "a\0b"):
+        with pytest.raises(ContractError, match="at most 32 fit, none of them 0"):
+            text_values(text, 32)
+    for text in ("", "  "):
+        with pytest.raises(ContractError, match="the instruction is empty; say where to stop"):
             text_values(text, 32)
 
 

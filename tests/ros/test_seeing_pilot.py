@@ -132,7 +132,7 @@ def test_policy_sees_every_feature_in_its_type() -> None:
     seen = bench.policy.seen[-1]
     SPEC.check(seen)
     assert (seen["camera"] == 9).all() and (seen["goal_video"] == 50).all()
-    assert seen["instruction"].tobytes() == b"door\0\0\0\0" and seen["embodiment"].tolist() == [[0, 0, 1]]
+    assert seen["instruction"].tobytes() == b"Door.\0\0\0" and seen["embodiment"].tolist() == [[0, 0, 1]]
     np.testing.assert_allclose(seen["twist"][-1], [0.1, 0, 0], atol=1e-6)
 
 
@@ -149,7 +149,7 @@ def test_another_video_or_sentence_is_a_new_goal_and_the_same_is_not(change: str
     else:
         bench.say("box")
         assert bench.tick() == 0.5 and len(bench.policy.seen) == asked + 1
-        assert bench.policy.seen[-1]["instruction"].tobytes() == b"box\0\0\0\0\0"
+        assert bench.policy.seen[-1]["instruction"].tobytes() == b"Box.\0\0\0\0"
 
 
 def test_old_picture_is_a_fault_and_a_fresh_one_ends_it() -> None:
@@ -170,7 +170,7 @@ def test_goal_that_is_refused_stops_until_there_is_a_good_one() -> None:
     assert bench.run(0.3) == [None] * 15 and "no such file" in bench.pilot.fault
     bench.video(20)
     bench.say("a sentence that is too long")
-    assert bench.tick() is None and "has 27 bytes, 1 to 8" in bench.pilot.fault
+    assert bench.tick() is None and "has 28 bytes; at most 8 fit" in bench.pilot.fault
     bench.say("door")
     assert bench.run(0.2)[-1] == 0.2
 

@@ -199,7 +199,7 @@ def test_goals_are_told_refused_and_replaced(seeing_bundle: Path, tmp_path: Path
         operator.says("unconfigured")
         for change, reason in (
             ({}, "missing.mp4': no such file on this machine"),
-            ({"goal": film(tmp_path, "first.mp4", 1), "instruction": "x" * 97}, "has 97 bytes, 1 to 96"),
+            ({"goal": film(tmp_path, "first.mp4", 1), "instruction": "x" * 97}, "at most 96 fit"),
             ({"instruction": "", "embodiment": "boat"}, "embodiment is 'boat'"),
         ):
             operator.set_texts(**change)
@@ -222,7 +222,7 @@ def test_goals_are_told_refused_and_replaced(seeing_bundle: Path, tmp_path: Path
 
         for publisher, bad, reason, good in (
             (video, str(tmp_path / "none.mp4"), "none.mp4': no such file", film(tmp_path, "second.mp4", 2)),
-            (sentence, "", "instruction '' has 0 bytes", "Stop at the blue door."),
+            (sentence, "", "the instruction is empty; say where to stop", "Stop at the blue door."),
         ):
             publisher.publish(String(data=bad))
             operator.says(reason)

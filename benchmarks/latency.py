@@ -24,6 +24,7 @@ from torch import nn
 from policies.bundle import Bundle, cpu_name
 from policies.norm import Normaliser
 from policies.policy import Policy
+from policies.senses import sensing
 from policies.spec import Array, ChunkPolicy, Observation, Spec
 from policies.unet import Config, UNet
 
@@ -103,16 +104,20 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 def make_arms(bundle: Path, widths: tuple[int, ...]) -> dict[str, Arm]:
-    """Load the bundle and build its peers; the U-Net's weights are random, which timing does not see."""
+    """Load the bundle and build its peers; the U-Net's weights are random, which timing does not see.
+
+    The U-Net gets no pictures and no text: it has no encoder for them and would be as wide as they are long.
+    """
     exported = Bundle.load(bundle, threads=1)
     policy = Policy.load(bundle)
-    spec = dataclasses.replace(exported.spec, horizon=HORIZON, past=0)
+    numbers = tuple(feature for feature in policy.spec.observations if feature.dtype != "uint8")
+    spec = dataclasses.replace(policy.spec, observations=numbers, horizon=HORIZON, past=0)
     unet = Policy(UNet(spec, Config(widths)), Normaliser.identity(spec), DDIM_STEPS).eval()
     size = _parameters(policy.head)
     peer = f"diffusion UNet {'-'.join(map(str, widths))} in torch eager, DDIM"
     return {
         "bundle": Arm("bundle in ONNX Runtime", exported, size, policy.steps, calls=20),
-        "torch": Arm("same head in torch eager", policy, size, policy.steps, calls=10),
+        "torch": Arm("same head in torch eager", sensing(policy), size, policy.steps, calls=10),
         "unet": Arm(peer, unet, _parameters(unet.head), DDIM_STEPS, calls=1),
     }
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from envs.episodes import Episode
-from envs.video_nav import FRAMES, STOP_FRAME
+from envs.video_nav import FRAMES, STOP_FRAME, TEXT
 from envs.video_rooms import COLOURS, DOOR, KINDS, Landmark
-from policies.senses import VIDEO_PATH
+from policies.senses import FOVY, VIDEO_PATH
+from policies.sentence import sentence_bytes
 from policies.spec import Array, Feature, Spec
 
-STOP_BEARING = Feature("stop_bearing", (FRAMES,), "rad", "head_camera", label=True)
+STOP_SIGHT = Feature("stop_sight", (FRAMES, 2), "rad, m", "head_camera", label=True)
 WORDS = (*COLOURS, *KINDS, DOOR)
 STOP_WORDS = Feature("stop_words", (len(WORDS),), "1", "text", label=True)
 OUT_OF_SIGHT = 9.0  # rad, no bearing
@@ -26,12 +27,12 @@ def goal_contract(env: Any) -> Spec:
     longer or shorter by some percent, mostly because the mount of the camera is not known exactly.
 
     The labels are the frame at which it says to stop; at which bearing to the left each frame shows the landmark to
-    stop at, `OUT_OF_SIGHT` where it does not; and which of `WORDS` name that landmark.
+    stop at, `OUT_OF_SIGHT` where it does not, and how far away that is; and which of `WORDS` name that landmark.
     """
     features = {feature.name: feature for feature in env.contract.observations}
     changing = (replace(feature, constant=False) for feature in (features["instruction"], STOP_FRAME))
     seen = (features["goal_video"], VIDEO_PATH, *changing)
-    return replace(env.contract, observations=(*seen, STOP_BEARING, STOP_WORDS))
+    return replace(env.contract, observations=(*seen, STOP_SIGHT, STOP_WORDS))
 
 
 def record_goals(env: Any, seed: int) -> Episode:
@@ -43,16 +44,16 @@ def record_goals(env: Any, seed: int) -> Episode:
     """
     observation, _ = env.reset(seed=seed)
     rows = [(text, name) for name, sentences in env.sentences.items() for text in sentences]
-    bearings = {name: _bearings(env, name) for name in env.sentences}
+    sights = {name: _sights(env, name) for name in env.sentences}
     rest = np.zeros((len(rows), env.contract.action.dim), np.float32)
     return Episode(
         seed=seed,
         observations={
             "goal_video": observation["goal_video"][None],
             "video_path": from_first(env.frame_poses)[None],
-            "instruction": np.stack([env.encoded(text) for text, _ in rows]),
+            "instruction": np.stack([sentence_bytes(text, TEXT) for text, _ in rows]),
             "stop_frame": np.array([[env.stop_frames[name]] for _, name in rows], np.float32),
-            "stop_bearing": np.stack([bearings[name] for _, name in rows]),
+            "stop_sight": np.stack([sights[name] for _, name in rows]),
             "stop_words": np.stack([_words(env.targets[name]) for _, name in rows]),
         },
         actions=rest,
@@ -69,10 +70,11 @@ def from_first(poses: Array) -> Array:
     return np.stack([cos * x + sin * y, cos * y - sin * x, poses[:, 2] - poses[0, 2]], -1).astype(np.float32)
 
 
-def _bearings(env: Any, name: str) -> Array:
-    target = env.targets[name]
-    seen = [target.bearing(pose) if env.room.sees(pose, target) else OUT_OF_SIGHT for pose in env.frame_poses]
-    return np.array(seen, np.float32)
+def _sights(env: Any, name: str) -> Array:
+    target, poses = env.targets[name], env.frame_poses
+    away = np.hypot(target.x - poses[:, 0], target.y - poses[:, 1])
+    seen = [target.bearing(pose) if env.room.sees(pose, target, FOVY / 2) else OUT_OF_SIGHT for pose in poses]
+    return np.stack([seen, away], -1).astype(np.float32)
 
 
 def _words(target: Landmark) -> Array:

@@ -174,10 +174,16 @@ class VideoRoom(Room):
     landmarks: tuple[Landmark, ...]
     look: Look
 
-    def sees(self, pose: Array, target: Landmark) -> bool:
-        """Whether a camera at a pose ``(3,)`` x, y, yaw sees a landmark, at most 6 m away and not behind another."""
+    def sees(self, pose: Array, target: Landmark, view: float = VIEW) -> bool:
+        """Whether a camera at a pose ``(3,)`` x, y, yaw sees a landmark, at most 6 m away and not behind another.
+
+        Args:
+            pose: Of the camera.
+            target: What to look for.
+            view: How far to either side counts, rad.
+        """
         line = np.linspace(pose[:2], (target.x, target.y), 40)
-        if np.linalg.norm(line[-1] - line[0]) > SIGHT or abs(target.bearing(pose)) > VIEW:
+        if np.linalg.norm(line[-1] - line[0]) > SIGHT or abs(target.bearing(pose)) > view:
             return False
         others = [item for item in self.obstacles if item != target.footprint]
         return bool((np.min([item.distance(line) for item in others], axis=0) > 0).all())

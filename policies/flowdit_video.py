@@ -61,7 +61,7 @@ class FlowDiTVideo(Head):
     token of the latter and of whether to stop there; further features have tokens as in `policies.flowdit.FlowDiT`.
 
     The two are trained one after the other. Episodes whose features are the goal alone (``kinoflow collect --goals``)
-    train the reader, with the labels ``stop_frame``, ``stop_bearing`` and ``stop_words``. Demonstrations train the
+    train the reader, with the labels ``stop_frame``, ``stop_sight`` and ``stop_words``. Demonstrations train the
     rest, which is told where to stop by the label ``stop_frame``, or by the reader where there is none. Their label
     ``action_mask`` leaves out components that a demonstrator could not command.
     """
@@ -69,7 +69,7 @@ class FlowDiTVideo(Head):
     way_offset: Tensor
     way_scale: Tensor
     Config = Config
-    labels = (TAUGHT, "stop_bearing", "stop_words", "action_mask", "remaining")
+    labels = (TAUGHT, "stop_sight", "stop_words", "action_mask", "remaining")
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
@@ -163,7 +163,7 @@ class FlowDiTVideo(Head):
     def _reading_loss(self, observation: Mapping[str, Tensor]) -> Tensor:
         found = self._read(observation)
         loss = stop_loss(found.stop, observation[TAUGHT][:, 0])
-        loss = loss + sight_loss(found, observation["stop_bearing"], FOVY)
+        loss = loss + sight_loss(found.sight, observation["stop_sight"], FOVY)
         return loss + word_loss(found.words, observation["stop_words"])
 
     def _misalignment(self, observation: Mapping[str, Tensor], data: Tensor) -> Tensor:

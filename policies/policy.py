@@ -90,19 +90,22 @@ class Policy(nn.Module):
         past = self.spec.past
         context = self.head.encode(observation)
         committed = pad(self.normaliser.normalise(ACTION, committed), (0, 0, past, 0))
-        field = hold(lambda x, t: self.head.estimate(x, t, context), committed, pad(hold_weights, (past, 0)))
-        actions = self._actions(solve(straight(self._limited(field)), self.start(noise), self.grid))
+        weights = pad(hold_weights, (past, 0))
+        field = hold(lambda x, t: self.head.estimate(x, t, context), committed, weights)
+        field = self._limited(field, committed, weights >= 1)
+        actions = self._actions(solve(straight(field), self.start(noise), self.grid))
         remarks = self.head.disagreement(context), self.head.arrival(context)
         return Plan(actions, *(noise.new_zeros(len(noise)) if remark is None else remark for remark in remarks))
 
-    def _limited(self, field: Field) -> Field:
+    def _limited(self, field: Field, committed: Tensor, held: Tensor) -> Field:
         """Keep the limits of the contract at every denoising step, where it limits accelerations."""
         action = self.spec.action
         if not action.acceleration:
             return field
         low, high = (self.normaliser.normalise(ACTION, torch.tensor(bound)) for bound in (action.low, action.high))
         step = torch.tensor(action.acceleration) * self.spec.dt * (high - low)
-        return limited(field, low, high, step / (torch.tensor(action.high) - torch.tensor(action.low)))
+        step = step / (torch.tensor(action.high) - torch.tensor(action.low))
+        return limited(field, low, high, step, committed, held)
 
     def bind(self, observation: Mapping[str, Tensor]) -> Field:
         """Fix an observation in SI units and return the field over normal chunks."""

@@ -25,6 +25,7 @@ REACH = 3.0  # m
 SIMILAR = 0.2  # correlation with a frame, below which there is nothing to compare
 GOOD = 0.35  # share with which no other guess is tried
 FAINT = 0.01  # share of the floor that has to fit where the length of a step is known
+STEPS = np.linspace(0.05, 0.62, 40)  # m between frames: videos of 0.7 to 10 m
 AGREE = 0.15  # relative deviation of the steps between frames
 LEAST = 0.1  # share of the floor that has to stay in the picture
 CONTRAST = 20.0  # grey levels between neighbouring pixels that are easy to follow
@@ -147,9 +148,8 @@ def _onward(video: bytes) -> Array:
     texture = _texture(video)
     found = np.stack([fit_displacement(np.stack(tried), guesses, texture[k]) for k, tried in enumerate(cells)])
     lengths, fits = np.linalg.norm(found[..., :2], axis=-1), found[..., 3]
-    choices = np.linspace(ONWARD[0][0], ONWARD[-1][0], 30)
-    agreeing = np.abs(lengths - choices[:, None, None]) < AGREE * choices[:, None, None]
-    usual = choices[(agreeing * fits).max(-1).sum(-1).argmax()]
+    agreeing = np.abs(lengths - STEPS[:, None, None]) < AGREE * STEPS[:, None, None]
+    usual = STEPS[(agreeing * fits).max(-1).sum(-1).argmax()]
     best = np.where(np.abs(lengths - usual) < AGREE * usual, fits, 0)
     steps = found[np.arange(FRAMES - 1), best.argmax(1), :3]
     return np.where(best.max(1, keepdims=True) > FAINT, steps, np.array([usual, 0, 0], np.float32))

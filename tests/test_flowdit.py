@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from drawn import observed
 
 from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
 from policies.bundle import GOAL, GRAPH, Bundle
@@ -33,15 +33,6 @@ def policy(spec: Spec = SPEC) -> Policy:
         for parameter in head.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))  # away from the zero-initialised output
     return Policy(head, Normaliser.identity(spec), steps=2).eval()
-
-
-def observed(spec: Spec, rows: int, seed: int = 0) -> dict[str, Tensor]:
-    rng, made = np.random.default_rng(seed), {}
-    for feature in spec.observations:
-        shape = (rows, spec.samples(feature), *feature.shape)
-        values = rng.integers(0, 256, shape, np.uint8) if feature.dtype == "uint8" else rng.normal(size=shape)
-        made[feature.name] = torch.from_numpy(values if feature.dtype == "uint8" else np.float32(values))
-    return made
 
 
 @pytest.mark.parametrize("name", [feature.name for feature in SPEC.observations])

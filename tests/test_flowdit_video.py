@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import observed
 from torch import Tensor
 
 from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
@@ -25,7 +26,7 @@ TEXT = Feature("instruction", (16,), "1", "text", "uint8", constant=True)
 TWIST = Feature("twist", (3,), "m/s, rad/s", "base_link")
 STOP = Feature("stop_frame", (1,), "1", "goal_video", label=True)
 WORDS = Feature("stop_words", (2,), "1", "text", label=True)
-SIGHT = Feature("stop_bearing", (16,), "rad", "head_camera", label=True)
+SIGHT = Feature("stop_sight", (16, 2), "rad, m", "head_camera", label=True)
 MASK = Feature("action_mask", (3,), "1", "base_link", constant=True, label=True)
 SPEC = Spec((GOAL_PATH, TWIST, GOAL_VIDEO, TEXT, VIDEO_PATH), ACTION, 10.0, 2, 8)
 CONFIG = Config(width=32, depth=1, heads=2, encoder_depth=1)
@@ -40,18 +41,9 @@ def head(spec: Spec = SPEC) -> FlowDiTVideo:
     return made
 
 
-def observed(rows: int, seed: int = 0) -> dict[str, Tensor]:
-    rng, made = np.random.default_rng(seed), {}
-    for feature in SPEC.observations:
-        shape = (rows, SPEC.samples(feature), *feature.shape)
-        values = rng.integers(0, 256, shape, np.uint8) if feature.dtype == "uint8" else rng.normal(size=shape)
-        made[feature.name] = torch.from_numpy(values if feature.dtype == "uint8" else np.float32(values))
-    return made
-
-
 def loss(made: FlowDiTVideo, labels: dict[str, Tensor], rows: int = 4) -> Tensor:
     made.prepare(Normaliser.identity(SPEC))
-    observation = {**observed(rows), "remaining": torch.linspace(0, 3, rows), **labels}
+    observation = {**observed(SPEC, rows), "remaining": torch.linspace(0, 3, rows), **labels}
     actions = torch.randn(rows, 8, 3, generator=torch.Generator().manual_seed(3))
     return made.loss(observation, actions, torch.Generator().manual_seed(0))
 
@@ -59,7 +51,7 @@ def loss(made: FlowDiTVideo, labels: dict[str, Tensor], rows: int = 4) -> Tensor
 @pytest.mark.parametrize("name", [feature.name for feature in SPEC.observations])
 def test_every_feature_matters(name: str) -> None:
     made, x, t = head(), torch.zeros(1, 8, 3), torch.full((1,), 0.5)
-    one, other = observed(1), observed(1, seed=1)
+    one, other = observed(SPEC, 1), observed(SPEC, 1, seed=1)
     first, second = (made.bind(seen)(x, t).data for seen in (one, {**one, name: other[name]}))
     if name in ("goal_video", "instruction", "video_path"):  # an untrained reader hardly moves the place to stop
         first, second = (made._read(seen).stop for seen in (one, {**one, name: other[name]}))
@@ -75,7 +67,7 @@ def test_demonstrations_do_not_teach_the_reader() -> None:
 
 
 def test_the_label_says_where_to_stop_or_else_the_reader() -> None:
-    made, seen = head(), observed(2)
+    made, seen = head(), observed(SPEC, 2)
     told = made.digest({**seen, "stop_frame": torch.tensor([[3.25], [15.0]])})["stop"]
     expected = torch.zeros(2, 16)
     expected[0, 3:5], expected[1, 15] = torch.tensor([0.75, 0.25]), 1.0
@@ -143,7 +135,7 @@ def goals(folder: Path) -> EpisodeFile:
         seen: dict[str, Any] = {"goal_video": rng.integers(0, 256, (1, *GOAL_VIDEO.shape), np.uint8)}
         seen["video_path"] = np.zeros((1, *VIDEO_PATH.shape), np.float32)
         seen |= {"instruction": text, "stop_frame": np.array([[3.0], [12.5]], np.float32)}
-        seen |= {"stop_bearing": np.zeros((2, 16), np.float32), "stop_words": np.eye(2, dtype=np.float32)}
+        seen |= {"stop_sight": np.ones((2, 16, 2), np.float32), "stop_words": np.eye(2, dtype=np.float32)}
         rest = np.zeros((2, 3), np.float32)
         made.append(Episode(seed, seen, rest, rest, rest[:, 0], rest[:, :1]))
     return written(folder / "goals.hdf5", spec, made)
@@ -199,7 +191,7 @@ def test_a_bundle_keeps_the_limits_says_whether_it_arrived_and_sees_pictures(tmp
     for weight, exact in zip(policy.head.parameters(), whole.head.parameters(), strict=True):
         assert torch.equal(weight, exact.bfloat16().float())
     assert {*bundle.spec.observations} == {CAMERA, TWIST, GOAL_VIDEO, TEXT}
-    seen = {name: value[0].numpy() for name, value in observed(1).items()}
+    seen = {name: value[0].numpy() for name, value in observed(SPEC, 1).items()}
     noise = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
     rest = np.zeros((8, 3), np.float32)
     expected = policy.act(seen, noise, rest, rest[:, 0])

@@ -8,7 +8,7 @@ from envs.video_nav import CAMERA_FOVY, CAMERA_HEIGHT, CAMERA_PITCH, VideoNavEnv
 from envs.video_nav import FRAMES as FRAMES_OF_A_VIDEO
 from policies import senses
 from policies.egomotion import Camera, floor_depth, jacobian
-from policies.senses import CAMERA, FRAMES, GOAL_VIDEO, SENSES, Sensing, fit_displacement, goal_path, outer
+from policies.senses import CAMERA, FRAMES, GOAL_VIDEO, SENSES, Sensing, fit_displacement, goal_path, outer, video_path
 from policies.spec import ActionSpec, Array, ContractError, Feature, Spec
 
 CAMERA_MODEL = Camera(senses.SIDE, senses.FOVY, senses.HEIGHT, senses.PITCH)
@@ -36,10 +36,10 @@ def look(pose: Array) -> Array:
     return colours.reshape(senses.SIDE, senses.SIDE, 3).transpose(2, 0, 1).astype(np.uint8)
 
 
-def walk() -> Array:
-    """Poses ``(16, 3)`` along an arc."""
+def walk(length: float = 0.35) -> Array:
+    """Poses ``(16, 3)`` along an arc, steps of so many metres."""
     yaw = np.linspace(0, 1.2, FRAMES)
-    step = 0.35 * np.stack([np.cos(yaw + 0.04), np.sin(yaw + 0.04)], -1)
+    step = length * np.stack([np.cos(yaw + 0.04), np.sin(yaw + 0.04)], -1)
     places = np.concatenate([np.zeros((1, 2)), np.cumsum(step[:-1], 0)])
     return np.concatenate([places, yaw[:, None]], 1)
 
@@ -63,6 +63,13 @@ def test_the_path_of_a_video_is_seen_from_beside_it(frame: int) -> None:
     np.testing.assert_allclose(path[found, :3], truth[found], atol=0.05)
     near = slice(max(frame - 2, 0), frame + 3)
     np.testing.assert_allclose(path[near, :3], truth[near], atol=0.15)
+
+
+@pytest.mark.parametrize("length", [0.07, 0.12, 0.35, 0.6])
+def test_short_and_long_videos_are_measured(length: float) -> None:
+    poses = walk(length)
+    found = video_path(np.stack([look(pose) for pose in poses]))
+    assert np.linalg.norm(found[-1, :2] - poses[-1, :2]) < 0.1 * 15 * length
 
 
 def test_a_place_that_is_not_in_the_video_gives_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,12 @@ def parts(path: Path) -> Members:
     """The members of a bundle."""
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+def flipped(path: Path) -> Iterator[bytes]:
+    """A bundle with a random bit of each of its members flipped."""
+    rng, content = np.random.default_rng(0), path.read_bytes()
+    for member in parts(path).values():
+        damaged, begin = bytearray(content), content.index(member)
+        damaged[begin + int(rng.integers(len(member)))] ^= 1 << int(rng.integers(8))
+        yield bytes(damaged)

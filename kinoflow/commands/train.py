@@ -13,6 +13,7 @@ from kinoflow.console import progress_bar, show
 from policies.head import find_head
 from policies.load import LOADER
 from policies.policy import Policy
+from policies.spec import ContractError
 from policies.train import Recipe, Trainer
 
 
@@ -37,6 +38,8 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
             json: Print JSON.
         """
         episodes = read_episodes(recipe.data)
+        if recipe.rollouts and not episodes.actions.any():
+            raise ContractError(f"nobody drives in {recipe.data}, so no policy can be tried on it; add --rollouts 0")
         trainer = Trainer(head, recipe, episodes, resume)
         with progress_bar("training") as progress:
             result = trainer.run(rollout_on(episodes, recipe), progress)

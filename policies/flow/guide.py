@@ -70,7 +70,7 @@ def clip(field: Field, low: float, high: float) -> Field:
     return clipped
 
 
-def limited(field: Field, low: Tensor, high: Tensor, step: Tensor) -> Field:
+def limited(field: Field, low: Tensor, high: Tensor, step: Tensor, known: Tensor, mask: Tensor) -> Field:
     """Keep the data estimate within a box and each action near the one before; the raw noise stays, as in `clip`.
 
     Of all chunks that change by at most ``step`` per action, the one whose largest deviation from the clamped estimate
@@ -81,13 +81,18 @@ def limited(field: Field, low: Tensor, high: Tensor, step: Tensor) -> Field:
         low: ``(A,)`` smallest values.
         high: ``(A,)`` largest values.
         step: ``(A,)`` largest change from one action to the next, positive.
+        known: ``(B, H, A)`` actions that stay as they are, and that the others have to be near.
+        mask: ``(B, H)`` boolean, true where an action is known.
     """
 
     def kept(x: Tensor, t: Tensor) -> Estimate:
         data, noise = field(x, t)
         place = torch.arange(data.shape[-2], device=data.device)
         reach = (place[:, None] - place).abs()[..., None] * step  # (H, H, A)
-        inside = data.clamp(low, high)[..., None, :, :]
+        near, fixed = known[..., None, :, :], mask[..., None, :, None]
+        least = torch.where(fixed, near - reach, -torch.inf).amax(-2)
+        most = torch.where(fixed, near + reach, torch.inf).amin(-2)
+        inside = data.clamp(low, high).clamp(least, most)[..., None, :, :]
         above, below = (inside - reach).amax(-2), (inside + reach).amin(-2)
         return Estimate((above + below) / 2, noise)
 

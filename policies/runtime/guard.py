@@ -45,8 +45,8 @@ class GuardLimits:
 
     @classmethod
     def of(cls, action: ActionSpec) -> GuardLimits:
-        """Limits of a contract's command range, with accelerations a walking robot follows."""
-        acceleration = tuple(3.0 if unit == "rad/s" else 1.5 for unit in action.units)
+        """Limits of a contract; where it leaves accelerations open, those that a walking robot follows."""
+        acceleration = action.acceleration or tuple(3.0 if unit == "rad/s" else 1.5 for unit in action.units)
         return cls(action.low, action.high, acceleration, tuple(10 * value for value in acceleration))
 
 

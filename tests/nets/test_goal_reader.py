@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from policies.nets.goal_reader import GoalReader, Reading, sight_loss, stop_loss
-from policies.nets.text import text_bytes
+from policies.nets.goal_reader import GoalReader, Sight, located, sight_loss, stop_loss
 from policies.nets.vision import TinyEncoder
+from policies.sentence import sentence_bytes
 
 
 def reader() -> GoalReader:
@@ -30,21 +30,48 @@ def test_a_stop_between_two_frames_belongs_to_both() -> None:
     torch.testing.assert_close(stop_loss(logits, torch.tensor([3.0])), -chances[3])
 
 
-def test_what_is_in_sight_is_in_one_column() -> None:
+def test_what_is_in_sight_is_in_one_column_and_so_far_away() -> None:
     """Five frames: far left, a little left, a little right, beyond the picture, out of sight."""
-    bearing = torch.tensor([[0.68, 0.05, -0.05, 0.8, 9.0]])
+    bearing, distance = torch.tensor([[0.68, 0.05, -0.05, 0.8, 9.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])
     sure = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2, 4, 4]]), 5) * 30.0
     side = torch.where(bearing.abs() < 0.7, bearing, 0.0).tan()
-    assert sight_loss(Reading(bearing, sure, side, side), bearing, fov=1.396) < 1e-6
-    assert sight_loss(Reading(bearing, sure.flip(1), side, side), bearing, fov=1.396) > 10
-    assert sight_loss(Reading(bearing, sure, side + 0.5, side), bearing, fov=1.396) > 0.1
+    right, true = Sight(sure, side, distance.log(), side), torch.stack([bearing, distance], -1)
+    assert sight_loss(right, true, fov=1.396) < 1e-6
+    assert sight_loss(right._replace(columns=sure.flip(1)), true, fov=1.396) > 10
+    assert sight_loss(right._replace(side=side + 0.5), true, fov=1.396) > 0.1
+    assert sight_loss(right._replace(distance=distance.log() + 0.5), true, fov=1.396) > 0.1
+
+
+def drive(thing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Places along a bend, directions to a thing, and its distances."""
+    angle = torch.linspace(0, 1.2, 8)
+    place = 3 * torch.stack([angle.sin(), 1 - angle.cos()], -1)[None]
+    to = thing - place
+    return place, to / to.norm(dim=-1, keepdim=True), to.norm(dim=-1)
+
+
+def test_lines_of_sight_meet_where_the_thing_is() -> None:
+    thing = torch.tensor([[2.5, -1.0]])
+    place, ahead, distance = drive(thing)
+    seen = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0, 0]])
+    torch.testing.assert_close(located(place, ahead, distance, seen), thing, atol=0.02, rtol=0)
+    wrong = ahead.clone()
+    wrong[0, 2] = -ahead[0, 2].flip(0)  # one line of sight to something else
+    torch.testing.assert_close(located(place, wrong, distance, seen), thing, atol=0.1, rtol=0)
+    torch.testing.assert_close(located(place, ahead, distance, 0 * seen), place.mean(1), atol=1e-6, rtol=0)
+
+
+def test_a_single_sight_says_where_by_its_distance() -> None:
+    thing = torch.tensor([[2.5, -1.0]])
+    place, ahead, distance = drive(thing)
+    torch.testing.assert_close(located(place, ahead, distance, torch.eye(8)[:1]), thing, atol=0.02, rtol=0)
 
 
 def test_it_learns_to_find_what_a_sentence_names() -> None:
     """Videos in which one frame is red and another is blue; the sentence names one of the two."""
     net, generator = reader(), torch.Generator().manual_seed(0)
     words = {"red": 0, "blue": 2}
-    texts = torch.stack([torch.from_numpy(text_bytes(word, 16)) for word in words])
+    texts = torch.stack([torch.from_numpy(sentence_bytes(word, 16)) for word in words])
     optimiser = torch.optim.Adam(net.parameters(), 2e-3)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -59,7 +86,8 @@ def test_it_learns_to_find_what_a_sentence_names() -> None:
         videos, sentences, frames = batch()
         found = net(videos, sentences, torch.zeros(8, 4, 3))
         bearing = torch.full((16, 4), 9.0).scatter(1, frames.long()[:, None], 0.1)
-        loss = stop_loss(found.stop, frames) + sight_loss(found, bearing, fov=1.4)
+        true = torch.stack([bearing, torch.ones(16, 4)], -1)
+        loss = stop_loss(found.stop, frames) + sight_loss(found.sight, true, fov=1.4)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

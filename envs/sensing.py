@@ -6,11 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 
-import numpy as np
-
 from envs.collect import processes
 from envs.episodes import Episode
-from policies.senses import SENSES, Sense
+from policies.senses import SENSES, sensed
 from policies.spec import ContractError, Spec
 
 
@@ -46,11 +44,5 @@ def add_senses(
 
 
 def _sensed(episode: Episode, names: list[str]) -> Episode:
-    added = {name: _compute(SENSES[name], episode) for name in names}
+    added = {name: sensed(SENSES[name], episode.observations) for name in names}
     return dataclasses.replace(episode, observations={**episode.observations, **added})
-
-
-def _compute(sense: Sense, episode: Episode) -> np.ndarray:
-    columns = [episode.observations[part.name] for part in sense.inputs]
-    steps = range(max(len(column) for column in columns))
-    return np.stack([sense.compute(*(column[min(step, len(column) - 1)] for column in columns)) for step in steps])

@@ -6,13 +6,13 @@ cannot tell whether the way is free or the instruction is followed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from planners.imagination import AnyVideo, Array, ImaginationError, Request, Verdict, VideoValidator
+from planners.imagination import AnyVideo, Array, ImaginationError, Request, Verdict
 from planners.motion import SIDE, Motion, correlation, measure, squared, warped
 from policies.dis import dis_flow
 from policies.egomotion import Camera
@@ -161,28 +161,6 @@ def _goal(last: Array, end: Array) -> Found:
     offset = float(np.median(np.hypot(*flow)))
     reached = similar if offset < OFFSET else similar * OFFSET / offset
     return reached, f"the last picture does not show the goal (similarity {similar:.2f}, {offset:.0f} px off)"
-
-
-Pair = tuple[AnyVideo, Request]
-
-
-def precision_recall(
-    validator: VideoValidator, clean: Iterable[Pair], faulty: Mapping[str, Iterable[Pair]], accept: float = 0.8
-) -> dict[str, Any]:
-    """How well a validator tells faulty videos from good ones.
-
-    Args:
-        validator: Judges by itself.
-        clean: Good videos with their requests.
-        faulty: Bad ones, by the name of their fault.
-        accept: Score from which a video passes.
-
-    Returns:
-        What `tally` makes of the verdicts.
-    """
-    good = [validator.score(video, request) for video, request in clean]
-    bad = {name: [validator.score(video, request) for video, request in pairs] for name, pairs in faulty.items()}
-    return tally(good, bad, accept)
 
 
 def tally(good: Sequence[Verdict], bad: Mapping[str, Sequence[Verdict]], accept: float = 0.8) -> dict[str, Any]:

@@ -102,9 +102,10 @@ class Policy(nn.Module):
         action = self.spec.action
         if not action.acceleration:
             return field
-        low, high = (self.normaliser.normalise(ACTION, torch.tensor(bound)) for bound in (action.low, action.high))
-        step = torch.tensor(action.acceleration) * self.spec.dt * (high - low)
-        step = step / (torch.tensor(action.high) - torch.tensor(action.low))
+        limits = (action.low, action.high, action.acceleration)
+        least, most, rate = (torch.tensor(values, device=committed.device) for values in limits)
+        low, high = (self.normaliser.normalise(ACTION, bound) for bound in (least, most))
+        step = rate * self.spec.dt * (high - low) / (most - least)
         return limited(field, low, high, step, committed, held)
 
     def bind(self, observation: Mapping[str, Tensor]) -> Field:

@@ -283,14 +283,13 @@ def outer(spec: Spec) -> Spec:
 def sense(spec: Spec, observation: Observation) -> dict[str, Array]:
     """Turn an observation of `outer` into what the network of ``spec`` sees."""
     return {
-        feature.name: _sensed(SENSES[feature.name], observation)
-        if feature.name in SENSES
-        else observation[feature.name]
+        feature.name: sensed(SENSES[feature.name], observation) if feature.name in SENSES else observation[feature.name]
         for feature in spec.observations
     }
 
 
-def _sensed(found: Sense, observation: Mapping[str, Array]) -> Array:
+def sensed(found: Sense, observation: Mapping[str, Array]) -> Array:
+    """Compute a sense for every sample of its inputs; what is constant has one sample for all."""
     steps = max(len(observation[feature.name]) for feature in found.inputs)
     samples = (
         [observation[feature.name][min(step, len(observation[feature.name]) - 1)] for feature in found.inputs]

@@ -6,10 +6,10 @@ import pytest
 from textured_room import CAMERA, RATE_HZ, TexturedRoom
 
 from planners.generators import DegradedImagination
-from planners.imagination import AnyVideo, ImaginationError, Orchestrator, Request, Verdict, Video, attempt_seed
+from planners.imagination import ImaginationError, Orchestrator, Request, Verdict, Video, attempt_seed
 from planners.memory import Memory
 from planners.prompt import RulePolicy
-from planners.validate import FlowValidator, Limits, precision_recall
+from planners.validate import FlowValidator, Limits, tally
 
 REQUEST = Request("go", frames=32)
 SEEDS = (11, 12)
@@ -112,19 +112,12 @@ def test_shortest_videos_are_judged() -> None:
         assert 0 <= verdict.score <= 1 and all(np.isfinite(list(verdict.checks.values())))
 
 
-class Threshold:
-    """Scores a video by its first byte."""
-
-    def score(self, video: AnyVideo, request: Request) -> Verdict:
-        value = video.frames.flat[0] / 100
-        return Verdict(value, {"speed": value, "length": 1.0}, ())
+def verdicts(*percent: int) -> list[Verdict]:
+    return [Verdict(value / 100, {"speed": value / 100, "length": 1.0}, ()) for value in percent]
 
 
 def test_precision_and_recall_are_counted() -> None:
-    def pairs(*values: int) -> list[tuple[Video, Request]]:
-        return [(Video(np.full((2, 3, 16, 16), value, np.uint8), 1.0, ""), REQUEST) for value in values]
-
-    report = precision_recall(Threshold(), pairs(100, 90, 10, 80), {"cut": pairs(0, 20, 90), "slow": pairs(79)})
+    report = tally(verdicts(100, 90, 10, 80), {"cut": verdicts(0, 20, 90), "slow": verdicts(79)})
     assert json.loads(json.dumps(report)) == report
     assert report["clean"] == {"videos": 4, "rejected": 1, "objections": {"speed": 1}}
     cut = {"videos": 3, "rejected": 2, "recall": 2 / 3, "precision": 2 / 3, "objections": {"speed": 2}}
@@ -132,7 +125,7 @@ def test_precision_and_recall_are_counted() -> None:
     assert (report["faults"]["slow"]["recall"], report["faults"]["slow"]["precision"]) == (1.0, 0.5)
     assert (report["all"]["recall"], report["all"]["precision"]) == (3 / 4, 3 / 4)
     with pytest.raises(ImaginationError, match="empty"):
-        precision_recall(Threshold(), pairs(1), {"cut": []})
+        tally(verdicts(1), {"cut": []})
 
 
 def test_the_loop_finds_a_good_video_of_an_unreliable_generator() -> None:

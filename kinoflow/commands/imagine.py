@@ -63,6 +63,9 @@ def command(
     folder = out.with_suffix(".trace")
     policy = _policy(chat, model, folder)
     world = make(env, robot(embodiment))
+    if not hasattr(world, "film"):
+        world.close()
+        raise ValueError(f"the robot of {env} has no camera; choose --env kinoflow/VideoNav-v0")
     try:
         world.reset(seed=seed)
         side = world.picture_size

@@ -127,3 +127,8 @@ def test_a_chat_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert imagine("stop at the red box", tmp_path / "goal.mp4", *options) == 1
         assert "--chat URL and --model NAME belong together" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_robot_without_a_camera_films_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert imagine("go", tmp_path / "goal.mp4", "--env", "kinoflow/Nav-v0") == 1
+    assert "has no camera; choose --env kinoflow/VideoNav-v0" in capsys.readouterr().err

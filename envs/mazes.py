@@ -135,13 +135,11 @@ def _code(pairs: Array, cells: int) -> Array:
     return pairs[:, 0] * cells + pairs[:, 1]
 
 
-def sample_maze(
-    rng: np.random.Generator, shape: tuple[int, int] = (8, 8), loops: float = 0.15, doors: int = 4
-) -> Maze:
+def sample_maze(rng: np.random.Generator, shape: tuple[int, int] = (8, 8), loops: float = 0.15, doors: int = 4) -> Maze:
     """Draw a maze with all doors open.
 
-    A random walk that never enters a cell twice, backing up where it is stuck, makes long corridors with dead ends; loops
-    are opened in it afterwards. The first door is the only way between two large parts, which no loop joins.
+    A random walk that never enters a cell twice, backing up where it is stuck, makes long corridors with dead ends;
+    loops are opened in it afterwards. The first door is the only way between two large parts, which no loop joins.
 
     Args:
         rng: Decides everything.
@@ -202,8 +200,8 @@ def stitch_trajectories(maze: Maze, rng: np.random.Generator, episodes: int = 10
     """How a point robot wanders, each time within a few cells, so that long ways have to be put together.
 
     It follows ``x += SPEED * clip(a, -1, 1)`` where ``a`` is the direction to the middle of the next cell with normal
-    noise, walks to and fro between two places up to `ROAM` passages apart, and slides along walls. As the stitch data of
-    OGBench in its numbers, not in its numbers of random generators: it is not the same data.
+    noise, walks to and fro between two places up to `ROAM` passages apart, and slides along walls. Speed, noise and
+    length are those of OGBench's stitch data; the data are not the same.
 
     Returns:
         Positions ``(episodes, EPISODE, 2)`` in metres, float32.

@@ -1,12 +1,11 @@
-"""A graph over dataset states: which states lead to which, and how many steps that takes.
+"""A graph over dataset states that can be searched, changed while driving, and kept in a file.
 
-XDiffuser (arXiv 2605.16863) samples states of the dataset as nodes, connects each to its nearest ones in a learned
-temporal distance and searches the graph; the recipe is that of GAS (graph-assisted stitching). One edge through a wall is
-enough to break every plan, because the shortest path seeks it. Here two questions are kept apart: an edge is there if a
-trajectory has gone that way (`evidence_edges`), and what it costs is up to a callable, a learned distance or any other.
+XDiffuser (arXiv 2605.16863) samples states of the dataset as nodes and plans along the shortest path between them, as
+GAS (graph-assisted stitching) does. Here two questions are kept apart: which edges there are, see `planners.edges`, and
+what they cost, which is up to a callable, a learned temporal distance or any other.
 
-Searching is scipy's: it is installed wherever kinoflow is, its Dijkstra runs on the arrays as they are, and it has Yen's
-alternatives, of which rustworkx has the lengths only.
+Searching is scipy's: it is installed wherever kinoflow is, its Dijkstra runs on the arrays as they are, and it has
+Yen's alternatives, of which rustworkx has the lengths only.
 """
 
 from __future__ import annotations
@@ -19,51 +18,24 @@ from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
-from scipy.spatial import KDTree
+from scipy.sparse.csgraph import connected_components
 
+from planners.edges import (
+    Cost,
+    GraphError,
+    Joints,
+    evidence_edges,
+    nearest_edges,
+    sample_nodes,
+    unique_edges,
+    usual_gap,
+    without_holes,
+)
 from policies.files import replace_file
 from policies.spec import Array
 
 FORMAT = 1  # of the file
-WITHIN = 10  # steps; with 40 the mask lets edges through walls
-
-Cost = Callable[[Array, Array], Array]  # from states (M, D) to states (M, D): steps (M,), not negative
-Valid = Callable[[Array, Array], Array]  # from states (M, D) to states (M, D): whether one can go straight (M,)
-
-
-class GraphError(ValueError):
-    """A graph, a file of one or a request to it does not fit; the message names what and the remedy."""
-
-
-@dataclass(frozen=True)
-class Straight:
-    """Steps along the straight line between states.
-
-    Args:
-        speed: Distance per step, in the units of the states.
-    """
-
-    speed: float
-
-    def __call__(self, start: Array, end: Array) -> Array:
-        """Steps ``(M,)`` from states ``(M, D)`` to states ``(M, D)``."""
-        return np.linalg.norm(np.asarray(end, float) - start, axis=-1) / self.speed
-
-
-@dataclass(frozen=True)
-class Joints:
-    """How states that are no nodes are joined to a graph.
-
-    Args:
-        neighbours: At most to so many nodes, the nearest by cost.
-        reach: To none that is further, steps. Twice `WITHIN`: a leap further than any evidence is a guess.
-        valid: To none that it does not pass, if given.
-    """
-
-    neighbours: int = 10
-    reach: float = 2.0 * WITHIN
-    valid: Valid | None = None
+KINDS = {"nodes": "float32", "edges": "int64", "costs": "float64", "closed_nodes": "bool", "closed_edges": "bool"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +72,7 @@ class StateGraph:
             raise GraphError("a node is not finite; drop such states from the trajectories")
         if not (np.isfinite(self.costs) & (self.costs >= 0)).all():
             raise GraphError("a cost is negative or not finite; the callable for the cost must return steps")
-        if count and not 0 <= self.edges.min() <= self.edges.max() < len(self.nodes):
-            raise GraphError(f"edges refer to nodes {self.edges.min()} to {self.edges.max()} of {len(self.nodes)}")
+        _check_ends(self.edges, len(self.nodes))
 
     @classmethod
     def build(cls, nodes: Array, edges: Array, cost: Cost, directed: bool = False) -> StateGraph:
@@ -114,7 +85,8 @@ class StateGraph:
             directed: Whether edges lead one way only.
         """
         nodes = np.asarray(nodes, np.float32)
-        edges = _unique(np.asarray(edges, np.int64).reshape(-1, 2), directed)
+        edges = unique_edges(np.asarray(edges, np.int64).reshape(-1, 2), directed)
+        _check_ends(edges, len(nodes))
         costs = np.asarray(cost(nodes[edges[:, 0]], nodes[edges[:, 1]]), float)
         closed = np.zeros(len(nodes), bool), np.zeros(len(edges), bool)
         return cls(nodes, edges, costs, cost, directed, *closed)
@@ -126,7 +98,7 @@ class StateGraph:
         count: int,
         rng: np.random.Generator,
         cost: Cost,
-        within: int = WITHIN,
+        gap: float | None = None,
         directed: bool = False,
     ) -> StateGraph:
         """A graph over states sampled from trajectories, with the edges that these are evidence of.
@@ -136,17 +108,19 @@ class StateGraph:
             count: How many nodes.
             rng: Draws them.
             cost: Of an edge.
-            within: See `evidence_edges`.
+            gap: See `without_holes`; `usual_gap` by default.
             directed: Whether the dynamics cannot be run backwards.
         """
         nodes = sample_nodes(trajectories, count, rng)
-        return cls.build(nodes, evidence_edges(trajectories, nodes, within), cost, directed)
+        edges = unique_edges(evidence_edges(trajectories, nodes), directed)
+        edges = without_holes(trajectories, nodes, edges, usual_gap(trajectories) if gap is None else gap)
+        return cls.build(nodes, edges, cost, directed)
 
     @cached_property
     def matrix(self) -> csr_array:
         """Costs ``(N, N)`` of the edges that are open, both ways unless directed."""
         usable = ~(self.closed_edges | self.closed_nodes[self.edges].any(1))
-        (start, end), costs = self.edges[usable].T, self.costs[usable]
+        (start, end), costs = self.edges[usable].T.astype(np.int32), self.costs[usable]  # what scipy searches
         if not self.directed:
             start, end, costs = np.r_[start, end], np.r_[end, start], np.r_[costs, costs]
         return coo_array((costs, (start, end)), shape=(len(self.nodes),) * 2).tocsr()
@@ -200,11 +174,12 @@ class StateGraph:
         if states.ndim != 2 or states.shape[1] != self.nodes.shape[1] or not np.isfinite(states).all():
             raise GraphError(f"states to insert are {states.shape}, not finite (P, {self.nodes.shape[1]})")
         nodes, closed = np.concatenate([self.nodes, states]), np.r_[self.closed_nodes, np.zeros(len(states), bool)]
-        edges = nearest_edges(nodes, self.cost, joints, np.arange(first, len(nodes)), closed)
+        added = np.arange(first, len(nodes))
+        edges = nearest_edges(nodes, self.cost, joints, added, closed)
         if self.directed:
-            back = nearest_edges(nodes, lambda a, b: self.cost(b, a), joints, np.arange(first, len(nodes)), closed)
-            edges = np.concatenate([edges, back[:, ::-1]])
-        return self._with_edges(nodes, closed, _unique(edges, self.directed))
+            towards = replace(joints, valid=joints.valid and _swapped(joints.valid))
+            edges = np.concatenate([edges, nearest_edges(nodes, _swapped(self.cost), towards, added, closed)[:, ::-1]])
+        return self._with_edges(nodes, closed, unique_edges(edges, self.directed))
 
     def _with_edges(self, nodes: Array, closed_nodes: Array, edges: Array) -> StateGraph:
         costs = np.asarray(self.cost(nodes[edges[:, 0]], nodes[edges[:, 1]]), float)
@@ -218,58 +193,42 @@ class StateGraph:
         )
 
     def joined(self, joints: Joints) -> StateGraph:
-        """The graph in one component, with the cheapest joints that do it.
+        """The graph in one component: as long as there are several, the cheapest joint of each to another is added.
 
         There is no evidence for a joint: without a test it may lead through a wall.
 
         Args:
-            joints: Which ones are allowed; each node is tried with its nearest ones of every other component.
+            joints: Which ones are allowed.
 
         Raises:
-            GraphError: The graph is directed, so that nobody knows the way back, or falls apart with all of them.
+            GraphError: The graph is directed, so that nobody knows the way back; something is closed, so that a joint
+                might lead through it; or a component has no joint that is allowed.
         """
-        if self.directed:
-            raise GraphError("components of a directed graph are not joined: a joint would lead back as well")
-        labels, found = self.components, []
-        for part in range(labels.max() + 1):
-            members = np.flatnonzero(labels == part)
-            for other in range(part):
-                hidden = (labels != other) & (labels != part)
-                hidden[members] = True
-                found.append(nearest_edges(self.nodes, self.cost, joints, members, hidden))
-        edges = np.concatenate([np.empty((0, 2), np.int64), *found])
-        costs = np.asarray(self.cost(*np.moveaxis(self.nodes[edges], 1, 0)), float)
-        pairs, order = labels[edges], np.argsort(costs, kind="stable")
-        _, cheapest = np.unique(pairs[order], axis=0, return_index=True)
-        chosen = order[cheapest]
-        parts = labels.max() + 1
-        shape = (parts, parts)
-        # Ranks instead of costs: a joint between equal states costs nothing, and a tree has no edge of nothing.
-        ranks = 1.0 + np.argsort(np.argsort(costs[chosen], kind="stable"))
-        tree = minimum_spanning_tree(coo_array((ranks, tuple(pairs[chosen].T)), shape=shape).tocsr())
-        if tree.nnz != parts - 1:
-            sizes = np.bincount(labels[labels >= 0]).tolist()
-            raise GraphError(f"components of {sizes} nodes stay apart within {joints.reach:g} steps; allow more")
-        kept = chosen[np.isin(ranks, tree.data)]
-        return self._with_edges(self.nodes, self.closed_nodes, _unique(edges[kept], False))
+        if self.directed or self.closed_nodes.any() or self.closed_edges.any():
+            raise GraphError("only an undirected graph with everything open is joined: a joint leads both ways")
+        graph, single = self, replace(joints, neighbours=1)
+        while (labels := graph.components).max(initial=0) > 0:
+            cheapest = []
+            for part in range(labels.max() + 1):
+                found = nearest_edges(self.nodes, self.cost, single, np.flatnonzero(labels == part), labels == part)
+                if not len(found):
+                    sizes = np.bincount(labels).tolist()
+                    raise GraphError(
+                        f"of components of {sizes} nodes, number {part} has no valid joint within {joints.reach:g} "
+                        "steps; allow more, or plan within components"
+                    )
+                cheapest.append(found[np.argmin(self.cost(self.nodes[found[:, 0]], self.nodes[found[:, 1]]))])
+            graph = graph._with_edges(self.nodes, self.closed_nodes, unique_edges(np.array(cheapest), False))
+        return graph
 
     def save(self, path: Path) -> None:
-        """Write the graph to a file, in one step; not the callable for the cost.
+        """Write the graph, but for the callable, to a file in one step.
 
         Raises:
             OSError: The file cannot be written.
         """
-        content = BytesIO()
-        np.savez(
-            content,
-            format=np.array(FORMAT),
-            nodes=self.nodes,
-            edges=self.edges,
-            costs=self.costs,
-            directed=np.array(self.directed),
-            closed_nodes=self.closed_nodes,
-            closed_edges=self.closed_edges,
-        )
+        content, arrays = BytesIO(), {name: getattr(self, name) for name in KINDS}
+        np.savez(content, format=np.array(FORMAT), directed=np.array(self.directed), **arrays)
         replace_file(path, content.getvalue())
 
     @classmethod
@@ -284,15 +243,39 @@ class StateGraph:
             OSError: The file cannot be read.
             GraphError: It is damaged, of another format, or was built with another cost.
         """
-        content = BytesIO(path.read_bytes())
+        arrays = _read(path)
+        if str(found := arrays.pop("format")) != str(FORMAT):
+            raise GraphError(f"{path} has format {found}, not {FORMAT}; build the graph again")
+        directed, kinds = arrays.pop("directed"), {name: str(array.dtype) for name, array in arrays.items()}
+        if directed.dtype != bool or directed.shape:
+            raise GraphError(f"{path} holds directed as {directed}, not as one truth; build the graph again")
+        if kinds != KINDS:
+            raise GraphError(f"{path} holds {kinds}, not {KINDS}; build the graph again")
         try:
-            with np.load(content, allow_pickle=False) as file:
-                if (found := int(file["format"])) != FORMAT:
-                    raise GraphError(f"{path} has format {found}, not {FORMAT}; build the graph again")
-                arrays = {name: _of_kind(file[name], kind) for name, kind in _KINDS.items()}
-            graph = cls(**arrays, directed=bool(file_directed(arrays)), cost=cost)
+            graph = cls(**arrays, cost=cost, directed=bool(directed))
         except GraphError as error:
-            raise GraphError(f"{path}: {error}") from None
-        except Exception as error:  # zipfile, zlib and numpy raise all sorts of things on damaged files
-            raise GraphError(f"{path} is damaged ({error}); build the graph again") from error
+            raise GraphError(f"{path}: {error}") from error
+        if len(unique_edges(graph.edges, graph.directed)) != len(graph.edges):
+            raise GraphError(f"{path} has an edge twice; build the graph again")
+        expected = cost(graph.nodes[graph.edges[:, 0]], graph.nodes[graph.edges[:, 1]])
+        if not np.allclose(expected, graph.costs, rtol=1e-3, atol=1e-3):
+            raise GraphError(f"{path} was built with another cost; load it with that one or build it again")
         return graph
+
+
+def _swapped(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda start, end: function(end, start)
+
+
+def _check_ends(edges: Array, count: int) -> None:
+    if len(edges) and not 0 <= edges.min() <= edges.max() < count:
+        raise GraphError(f"edges refer to nodes {edges.min()} to {edges.max()} of {count}")
+
+
+def _read(path: Path) -> dict[str, Array]:
+    content = BytesIO(path.read_bytes())
+    try:
+        with np.load(content, allow_pickle=False) as file:
+            return {name: file[name] for name in ("format", "directed", *KINDS)}
+    except Exception as error:  # what zipfile, zlib and numpy raise on damaged files is not documented
+        raise GraphError(f"{path} is no graph or is damaged ({error}); build the graph again") from error

@@ -39,7 +39,8 @@ from policies.spec import Array, ChunkPolicy, Observation
 ENV = "kinoflow/VideoNav-v0"
 PUSH = 0.5  # m/s
 PROBE_EVERY = 5  # chunks
-CLEAR = 0.1  # of the command range: smaller turns have no clear sign
+CLEAR = 0.1  # of the command range: smaller velocities have no clear sign
+LEFT = ("vy", "wz")  # what changes its sign in a mirror
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ CONDITIONS = {
 
 @dataclass
 class Probe:
-    """What single chunks showed: mirrored turns, misalignment in px, changes in shares of the limit."""
+    """What single chunks showed: velocities to the left as they are and in the mirror, by `LEFT` and in shares of the
+    command range; misalignment in px; changes in shares of the limit."""
 
-    turns: list[list[float]] = field(default_factory=list)
+    left: list[list[list[float]]] = field(default_factory=list)
     off_px: list[float] = field(default_factory=list)
     change: list[float] = field(default_factory=list)
 
@@ -114,10 +116,12 @@ class Observed:
     def _note(self, chunk: Array, seen: Observation, noise: Array, hold: Array) -> None:
         action, free = self.spec.action, np.zeros_like(hold)
         usual = self._policy.act(seen, noise, chunk, free)
-        mirror = np.array([-1.0 if name in ("vy", "wz") else 1.0 for name in action.names], np.float32)
+        mirror = np.array([-1.0 if name in LEFT else 1.0 for name in action.names], np.float32)
         flipped = {name: _mirrored(name, value, mirror) for name, value in seen.items()}
         other = self._mirror.act(flipped, noise * mirror, chunk, free)
-        self.probe.turns.append([float(each[:, -1].mean() / action.high[-1]) for each in (usual, other)])
+        columns = [(action.names.index(name), action.high[action.names.index(name)]) for name in LEFT]
+        both = [[float(chunk[:, k].mean() / most) for chunk in (usual, other)] for k, most in columns]
+        self.probe.left.append(both)
         poses = travelled(torch.from_numpy(usual)[None], action.names, self.spec.dt)
         off = misalignment(poses, torch.from_numpy(self.way())[None].float())
         self.probe.off_px.append(float(off.mean()))
@@ -197,8 +201,7 @@ def report(found: dict[str, list[Drive]]) -> dict[str, Any]:
     """Rates per condition, what the sentence decides, what mirroring does, and what the chunks are like."""
     rows = {name: [row for row, _ in drives] for name, drives in found.items()}
     probes = [probe for name in ("first", "last") for _, probe in found[name]]
-    turns = np.array([turn for probe in probes for turn in probe.turns])
-    clear = np.abs(turns[:, 0]) > CLEAR
+    left = np.array([both for probe in probes for both in probe.left])
     pushed, replay = ([float(row.success) for row in rows[f"last, pushed{name}"]] for name in ("", ", replay"))
     both = sum(first.success and last.success for first, last in zip(rows["first"], rows["last"], strict=True))
     return {
@@ -209,11 +212,7 @@ def report(found: dict[str, list[Drive]]) -> dict[str, Any]:
             [row for name, part in rows.items() if name.endswith("sentence of another room") for row in part]
         ),
         "pushed, policy - replay": paired_difference(pushed, replay),
-        "mirrored": {
-            "chunks that turn": int(clear.sum()),
-            "turn the other way": float((turns[clear, 0] * turns[clear, 1] < 0).mean()),
-            "correlation": float(np.corrcoef(turns.T)[0, 1]),
-        },
+        "mirrored": {name: _flipped(left[:, index]) for index, name in enumerate(LEFT)},
         **_followed(probes),
         "rows": {name: [row.to_json() for row in part] for name, part in rows.items()},
     }
@@ -235,6 +234,17 @@ def effect(found: dict[str, list[Drive]]) -> dict[str, Any]:
             "misalignment_px": paired_difference(off_px["on"], off_px["off"]),
         },
         "rows": {name: [row.to_json() for row, _ in drives] for name, drives in found.items()},
+    }
+
+
+def _flipped(pairs: Array) -> dict[str, Any]:
+    """How often velocities ``(N, 2)`` that are clear have the other sign in the mirror."""
+    clear = np.abs(pairs[:, 0]) > CLEAR
+    opposite = pairs[clear, 0] * pairs[clear, 1] < 0
+    return {
+        "clear": int(clear.sum()),
+        "opposite": float(opposite.mean()),
+        "correlation": float(np.corrcoef(pairs.T)[0, 1]),
     }
 
 

@@ -17,7 +17,9 @@ BUNDLE = Path(__file__).parents[1] / "models" / "videonav_wheeled.kfb"
 
 def drive(seed: int, success: bool, other: bool = False, off_px: float = 2.0, change: float = 0.5) -> Drive:
     row = Row(seed, success, 9.0, {"stopped_at_other": float(other), "collision": 0.0}, [(0.0, 0.0)])
-    return row, Probe([[0.5, -0.4], [-0.3, -0.3], [0.01, 0.01]], [off_px], [change])
+    return row, Probe(
+        [[[0.2, -0.2], [0.5, -0.4]], [[0.3, -0.1], [-0.3, -0.3]], [[0, 0], [0.01, 0]]], [off_px], [change]
+    )
 
 
 def test_right_and_wrong_places_are_counted() -> None:
@@ -28,11 +30,9 @@ def test_right_and_wrong_places_are_counted() -> None:
     assert told["of those at either"]["mean"] == 0.5, "who rests at neither place is not asked which one it was"
     assert result["both sentences of a room"]["mean"] == pytest.approx(1 / 3)
     assert result["pushed, policy - replay"]["mean"] == 0
-    assert result["mirrored"] == {
-        "chunks that turn": 12,
-        "turn the other way": 0.5,
-        "correlation": pytest.approx(result["mirrored"]["correlation"]),
-    }
+    for name, opposite in (("vy", 1.0), ("wz", 0.5)):
+        mirrored = result["mirrored"][name]
+        assert (mirrored["clear"], mirrored["opposite"]) == (12, opposite) and -1 <= mirrored["correlation"] <= 1
     assert json.loads(json.dumps(result))["conditions"]["first"]["success"]["mean"] == pytest.approx(1 / 3)
 
 
@@ -59,5 +59,5 @@ def test_a_mirrored_world_is_seen_and_felt_the_other_way_round() -> None:
 def test_a_room_is_driven_and_watched() -> None:
     ((row, probe),) = _drive((str(BUNDLE), "wheeled", Condition("last"), range(500_000, 500_001)))
     assert row.seed == 500_000 and row.time_s > 1
-    assert len(probe.turns) == len(probe.off_px) == len(probe.change) // 5 > 3
+    assert len(probe.left) == len(probe.off_px) == len(probe.change) // 5 > 3
     assert max(probe.change) <= 1 + 1e-4, "a chunk asks for more than the limits of acceleration"

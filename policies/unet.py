@@ -36,7 +36,7 @@ class UNet(Head):
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
-        condition = spec.history * sum(math.prod(feature.shape) for feature in spec.observations)
+        condition = sum(spec.samples(feature) * math.prod(feature.shape) for feature in spec.observations)
         self.network = UNet1d(spec.action.dim, condition, tuple(config.widths))
         # Not a buffer: it follows from the configuration, and a table that is computed does not export.
         self.path = ddpm(squared_cosine_betas(config.levels))

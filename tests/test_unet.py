@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from drawn import observed
 from parents import CORNERS, diffusion, request
 from torch import Tensor, nn
 
 from policies.flow import ddpm, squared_cosine_betas
+from policies.norm import Normaliser
+from policies.spec import ActionSpec, Feature, Spec
+from policies.unet import Config, UNet
 
 
 def test_ten_steps_go_from_the_noisiest_visited_level_to_the_data() -> None:
@@ -19,6 +23,14 @@ def test_ten_steps_go_from_the_noisiest_visited_level_to_the_data() -> None:
     policy.head.network.register_forward_pre_hook(note)
     policy.act(*request(policy.spec))
     assert levels == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
+
+
+def test_what_is_constant_is_seen_once() -> None:
+    features = Feature("pose", (3,), "m", "odom"), Feature("goal", (5,), "m", "odom", constant=True)
+    spec = Spec(features, ActionSpec(("vx",), ("m/s",), "base_link", (-1.0,), (1.0,)), 10.0, 2, 8)
+    head = UNet(spec, Config((16, 32)))
+    estimate = head.bind(Normaliser.identity(spec)(observed(spec, 3)))(torch.randn(3, 8, 1), torch.full((3,), 0.5))
+    assert estimate.data.shape == (3, 8, 1)
 
 
 def test_more_steps_than_levels_are_refused() -> None:

@@ -1,5 +1,6 @@
 """FlowDiT that follows a goal video: what it reads, what it learns from, what it says."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from drawn import observed
 from torch import Tensor
 
 from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
+from kinoflow.refine_reader import main as refine
 from policies.bundle import Bundle
 from policies.export import export
 from policies.flowdit_video import Config, FlowDiTVideo, chosen
@@ -169,6 +171,16 @@ def test_a_reader_trained_on_goals_is_taken_over_by_a_policy(tmp_path: Path) -> 
     for name, weight in driving.average.head.reader.state_dict().items():
         torch.testing.assert_close(weight, reader[name])
     assert "action_mask" not in {feature.name for feature in driving.policy.spec.observations}
+
+
+def test_when_to_stop_is_refined_on_what_the_eyes_found(tmp_path: Path) -> None:
+    data, run = goals(tmp_path), tmp_path / "eyes"
+    trainer(data, run, history=1, steps=40).run(None, lambda *_: None)
+    refine(run, tmp_path / "goals.hdf5", tmp_path / "reader", steps=100, batch=16)
+    before, after = (Policy.load(path).state_dict() for path in (run, tmp_path / "reader"))
+    changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"line", "blocks", "outlet", "sentence", "position"}, "the eyes stay as they are"
+    assert json.loads((tmp_path / "reader" / "run.json").read_text())["refined"]["data_sha256"] == data.sha256
 
 
 def test_a_run_of_another_head_is_no_beginning(tmp_path: Path) -> None:

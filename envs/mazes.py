@@ -6,7 +6,7 @@ nearest neighbours are often in different corridors, which is what breaks graphs
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,7 @@ class Maze:
         doors: Those of the passages that can be shut, ``(D,)`` indices.
         shut: Those of the doors that are, ``(D,)``.
         thickness: Of the walls and the shut doors, metres.
+        blocks: Cells that are filled by a wall, ``(B,)``.
     """
 
     shape: tuple[int, int]
@@ -43,6 +44,19 @@ class Maze:
     doors: Array
     shut: Array
     thickness: float = 0.2
+    blocks: Array = field(default_factory=lambda: np.empty(0, int))
+
+    @classmethod
+    def of_blocks(cls, filled: Array) -> Maze:
+        """A maze as OGBench draws them: each cell ``(rows, columns)`` is a wall (true) or free, nothing is between."""
+        blocks, pairs = np.flatnonzero(filled), _neighbours(filled.shape)
+        passages = pairs[~np.isin(pairs, blocks).any(1)]
+        return cls(filled.shape, passages, np.empty(0, int), np.empty(0, bool), 0.0, blocks)
+
+    @property
+    def free_cells(self) -> Array:
+        """Cells ``(F,)`` that are not filled."""
+        return np.setdiff1d(np.arange(self.cells), self.blocks)
 
     @property
     def cells(self) -> int:
@@ -68,9 +82,12 @@ class Maze:
         neighbours = _neighbours(self.shape)
         open_pairs = np.delete(self.passages, self.doors[self.shut], axis=0)
         closed = neighbours[~np.isin(_code(neighbours, self.cells), _code(open_pairs, self.cells))]
+        closed = closed[~np.isin(closed, self.blocks).any(1)]
         low, high, half = -CELL / 2, self.middle(np.array(self.cells - 1)) + CELL / 2, self.thickness / 2
         outer = [[low, low, high[0], low], [low, high[1], *high], [low, low, low, high[1]], [high[0], low, *high]]
-        return np.concatenate([outer + half * np.array([-1, -1, 1, 1]), self._between(closed)])
+        middles = self.middle(self.blocks)
+        filled = np.concatenate([middles - CELL / 2, middles + CELL / 2], -1)
+        return np.concatenate([outer + half * np.array([-1, -1, 1, 1]), self._between(closed), filled])
 
     @cached_property
     def panels(self) -> Array:
@@ -82,15 +99,21 @@ class Maze:
         half = np.where(first == second, CELL, 0) / 2 + self.thickness / 2
         return np.concatenate([(first + second) / 2 - half, (first + second) / 2 + half], -1)
 
-    def free(self, points: Array) -> Array:
+    def free(self, points: Array, margin: float = 0.0) -> Array:
         """Whether points ``(..., 2)`` are in the maze and in no wall ``(...)``; to touch a wall is not free."""
-        return self.segment_free(points, points)
+        return self.segment_free(points, points, margin)
 
-    def segment_free(self, start: Array, end: Array) -> Array:
-        """Whether straight lines between points ``(..., 2)`` stay in the maze and touch no wall ``(...)``."""
+    def segment_free(self, start: Array, end: Array, margin: float = 0.0) -> Array:
+        """Whether straight lines between points ``(..., 2)`` stay in the maze and touch no wall ``(...)``.
+
+        Args:
+            start: Of the lines.
+            end: Of the lines.
+            margin: By how many metres the walls are thicker for this question, for example the radius of a robot.
+        """
         low, high = -CELL / 2, self.middle(np.array(self.cells - 1)) + CELL / 2
         inside = ((start > low) & (start < high) & (end > low) & (end < high)).all(-1)
-        return inside & ~touches(self.walls, start, end)
+        return inside & ~touches(self.walls + margin * np.array([-1, -1, 1, 1]), start, end)
 
     @cached_property
     def _links(self) -> csr_array:
@@ -222,16 +245,23 @@ def stitch_trajectories(maze: Maze, rng: np.random.Generator, episodes: int = 10
         way = towards - position
         action = way / np.maximum(np.linalg.norm(way, axis=-1, keepdims=True), 1e-9)
         action += rng.normal(0, NOISE, action.shape)
-        position = _slide(maze, position, SPEED * np.clip(action, -1, 1))
+        position = slide(maze, position, SPEED * np.clip(action, -1, 1))
     return states
 
 
-def _slide(maze: Maze, position: Array, move: Array) -> Array:
-    """Positions ``(B, 2)`` after moves ``(B, 2)``; where a wall is in the way, as much of the move as goes along it."""
+def slide(maze: Maze, position: Array, move: Array, margin: float = 0.0) -> Array:
+    """Positions ``(B, 2)`` after moves ``(B, 2)``; where a wall is in the way, as much of the move as goes along it.
+
+    Args:
+        maze: With the walls.
+        position: Before, free.
+        move: Metres.
+        margin: Radius in metres of what moves.
+    """
     after = position + move
-    inner = np.abs(after - maze.middle(maze.cell(position))).max(-1) < (CELL - maze.thickness) / 2
+    inner = np.abs(after - maze.middle(maze.cell(position))).max(-1) < (CELL - maze.thickness) / 2 - margin
     near = np.flatnonzero(~inner)  # the others stay in their cell, where no wall is
     for share in ((1, 0), (0, 1), (0, 0)):
-        near = near[~maze.segment_free(position[near], after[near])]
+        near = near[~maze.segment_free(position[near], after[near], margin)]
         after[near] = position[near] + move[near] * share
     return after

@@ -207,6 +207,18 @@ def pusht() -> Answer:
     return Answer(ok, said, f"{INSTALL[:-1]}'.[pusht]'")
 
 
+def mazes() -> Answer:
+    """Whether OGBench's mazes can be simulated."""
+    ok, said = in_python("import ogbench; print('works')")
+    return Answer(ok, said, f"{INSTALL[:-1]}'.[maze]'")
+
+
+def tours() -> Answer:
+    """Whether tours can be planned."""
+    ok, said = in_python("import ortools; print(ortools.__version__)")
+    return Answer(ok, said, f"{INSTALL[:-1]}'.[planning]'")
+
+
 def robosuite() -> Answer:
     """Whether the manipulation tasks can be simulated; robosuite takes seconds to import, so it is only looked for."""
     if importlib.util.find_spec("robosuite"):
@@ -234,6 +246,8 @@ OPTIONAL: dict[str, Check] = {
     "GPU": gpu,
     "robomimic": robomimic,
     "PushT": pusht,
+    "mazes": mazes,
+    "tours": tours,
     "robosuite": robosuite,
 }
 

@@ -19,6 +19,7 @@ from policies.spec import Array
 
 WITHIN = 10  # steps; with 40 there are edges through walls
 CLOSE = 0.95  # share of the states that have another one nearer than what counts as a hole
+SURPLUS, HALVINGS = 20, 12  # states drawn per node that is kept, and bisections of the distance between nodes
 PROBES = 5000  # states that are asked how near the next one is
 
 Cost = Callable[[Array, Array], Array]  # from states (M, D) to states (M, D): steps (M,), not negative
@@ -69,6 +70,40 @@ def sample_nodes(trajectories: Sequence[Array], count: int, rng: np.random.Gener
     if not 0 < count <= total:
         raise GraphError(f"{count} nodes cannot be drawn from {total} states")
     return np.asarray(np.concatenate(trajectories)[rng.choice(total, count, replace=False)], np.float32)
+
+
+def even_nodes(trajectories: Sequence[Array], count: int, rng: np.random.Generator) -> Array:
+    """States ``(count, D)`` of trajectories ``(T, D)``, in random order and nowhere close together.
+
+    Uniform samples leave places that trajectories seldom visit, such as dead ends, with hardly a node. Of states drawn
+    uniformly, here each is left out that is too near to one before it; how near that is follows from the count.
+
+    Raises:
+        GraphError: There are not so many states.
+    """
+    drawn = sample_nodes(trajectories, min(SURPLUS * count, sum(map(len, trajectories))), rng)
+    if len(drawn) < count:
+        raise GraphError(f"{count} nodes cannot be drawn from {len(drawn)} states")
+    tree, low, high = KDTree(drawn), 0.0, float(np.linalg.norm(np.ptp(drawn, axis=0)))
+    enough = np.arange(count)
+    for _ in range(HALVINGS):
+        apart = (low + high) / 2
+        kept = _apart(tree, apart)
+        if len(kept) >= count:
+            low, enough = apart, kept[:count]
+        else:
+            high = apart
+    return drawn[enough]
+
+
+def _apart(tree: KDTree, distance: float) -> Array:
+    """Indices of points that keep a distance from each other, the first ones first."""
+    left, kept = np.ones(tree.n, bool), []
+    for index in range(tree.n):
+        if left[index]:
+            left[tree.query_ball_point(tree.data[index], distance)] = False
+            kept.append(index)
+    return np.array(kept)
 
 
 def evidence_edges(trajectories: Sequence[Array], nodes: Array, within: int = WITHIN) -> Array:

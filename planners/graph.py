@@ -24,9 +24,9 @@ from planners.edges import (
     Cost,
     GraphError,
     Joints,
+    even_nodes,
     evidence_edges,
     nearest_edges,
-    sample_nodes,
     unique_edges,
     usual_gap,
     without_holes,
@@ -111,7 +111,7 @@ class StateGraph:
             gap: See `without_holes`; `usual_gap` by default.
             directed: Whether the dynamics cannot be run backwards.
         """
-        nodes = sample_nodes(trajectories, count, rng)
+        nodes = even_nodes(trajectories, count, rng)
         edges = unique_edges(evidence_edges(trajectories, nodes), directed)
         edges = without_holes(trajectories, nodes, edges, usual_gap(trajectories) if gap is None else gap)
         return cls.build(nodes, edges, cost, directed)
@@ -221,15 +221,19 @@ class StateGraph:
             graph = graph._with_edges(self.nodes, self.closed_nodes, unique_edges(np.array(cheapest), False))
         return graph
 
+    def to_bytes(self) -> bytes:
+        """The graph, but for the callable, as the content of a file."""
+        content, arrays = BytesIO(), {name: getattr(self, name) for name in KINDS}
+        np.savez(content, format=np.array(FORMAT), directed=np.array(self.directed), **arrays)
+        return content.getvalue()
+
     def save(self, path: Path) -> None:
         """Write the graph, but for the callable, to a file in one step.
 
         Raises:
             OSError: The file cannot be written.
         """
-        content, arrays = BytesIO(), {name: getattr(self, name) for name in KINDS}
-        np.savez(content, format=np.array(FORMAT), directed=np.array(self.directed), **arrays)
-        replace_file(path, content.getvalue())
+        replace_file(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: Path, cost: Cost) -> StateGraph:
@@ -243,23 +247,32 @@ class StateGraph:
             OSError: The file cannot be read.
             GraphError: It is damaged, of another format, or was built with another cost.
         """
-        arrays = _read(path)
+        return cls.from_bytes(path.read_bytes(), cost, str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, cost: Cost, owner: str) -> StateGraph:
+        """Rebuild a graph from `to_bytes`; ``owner`` is named in errors.
+
+        Raises:
+            GraphError: It is damaged, of another format, or was built with another cost.
+        """
+        arrays = _read(content, owner)
         if str(found := arrays.pop("format")) != str(FORMAT):
-            raise GraphError(f"{path} has format {found}, not {FORMAT}; build the graph again")
+            raise GraphError(f"{owner} has format {found}, not {FORMAT}; build the graph again")
         directed, kinds = arrays.pop("directed"), {name: str(array.dtype) for name, array in arrays.items()}
         if directed.dtype != bool or directed.shape:
-            raise GraphError(f"{path} holds directed as {directed}, not as one truth; build the graph again")
+            raise GraphError(f"{owner} holds directed as {directed}, not as one truth; build the graph again")
         if kinds != KINDS:
-            raise GraphError(f"{path} holds {kinds}, not {KINDS}; build the graph again")
+            raise GraphError(f"{owner} holds {kinds}, not {KINDS}; build the graph again")
         try:
             graph = cls(**arrays, cost=cost, directed=bool(directed))
         except GraphError as error:
-            raise GraphError(f"{path}: {error}") from error
+            raise GraphError(f"{owner}: {error}") from error
         if len(unique_edges(graph.edges, graph.directed)) != len(graph.edges):
-            raise GraphError(f"{path} has an edge twice; build the graph again")
+            raise GraphError(f"{owner} has an edge twice; build the graph again")
         expected = cost(graph.nodes[graph.edges[:, 0]], graph.nodes[graph.edges[:, 1]])
         if not np.allclose(expected, graph.costs, rtol=1e-3, atol=1e-3):
-            raise GraphError(f"{path} was built with another cost; load it with that one or build it again")
+            raise GraphError(f"{owner} was built with another cost; load it with that one or build it again")
         return graph
 
 
@@ -272,10 +285,9 @@ def _check_ends(edges: Array, count: int) -> None:
         raise GraphError(f"edges refer to nodes {edges.min()} to {edges.max()} of {count}")
 
 
-def _read(path: Path) -> dict[str, Array]:
-    content = BytesIO(path.read_bytes())
+def _read(content: bytes, owner: str) -> dict[str, Array]:
     try:
-        with np.load(content, allow_pickle=False) as file:
+        with np.load(BytesIO(content), allow_pickle=False) as file:
             return {name: file[name] for name in ("format", "directed", *KINDS)}
     except Exception as error:  # what zipfile, zlib and numpy raise on damaged files is not documented
-        raise GraphError(f"{path} is no graph or is damaged ({error}); build the graph again") from error
+        raise GraphError(f"{owner} is no graph or is damaged ({error}); build the graph again") from error

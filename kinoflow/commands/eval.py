@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from envs.evaluate import EvaluateConfig, as_text, evaluate
+from kinoflow import planning
 from kinoflow.console import progress_bar, show
 from policies.load import LOADER
+
+PLANNER = "xdiffuser"
+
+
+def for_arguments(arguments: list[str]) -> Callable[..., None]:
+    """The command for policies, or that for planners if one is named first."""
+    return plan_command if arguments[:1] == [PLANNER] else command
+
+
+def plan_command(
+    planner: tyro.conf.Positional[str],
+    config: planning.PlanEvaluation,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Drive along plans of XDiffuser, and of what is simpler, on paired seeds.
+
+    Args:
+        planner: xdiffuser.
+        config: What to evaluate.
+        out: Directory for report.json with the per-episode rows, and for plots.
+        json: Print JSON.
+    """
+    with progress_bar("episodes") as progress:
+        report = planning.evaluate(config, progress)
+    _write(report, out)
+    _show(report, json)
 
 
 def command(
@@ -32,13 +62,22 @@ def command(
         raise ValueError("--video needs --out DIRECTORY and a policy")
     with progress_bar("episodes") as progress:
         report = evaluate(list(policies), LOADER, config, progress)
-    if out:
-        from kinoflow.figures import write_evaluation
-
-        write_evaluation(report, out)
+    _write(report, out)
     if out and video:
         from kinoflow.film import film
 
         for seed in range(config.seed, config.seed + video):
             film(policies[0], config, seed, out / f"episode_{seed}.mp4")
-    show({key: value for key, value in report.items() if key != "rows"}, json, as_text(report))
+    _show(report, json)
+
+
+def _write(report: Mapping[str, Any], out: Path | None) -> None:
+    if out:
+        from kinoflow.figures import write_evaluation
+
+        write_evaluation(report, out)
+
+
+def _show(report: Mapping[str, Any], json: bool) -> None:
+    text = as_text(report) + (f"\nplanning {report['planning']}" if "planning" in report else "")
+    show({key: value for key, value in report.items() if key != "rows"}, json, text)

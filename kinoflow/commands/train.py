@@ -10,17 +10,22 @@ from envs.episodes import EpisodeFile, read_episodes
 from envs.evaluate import VALIDATION_SEED, EvaluateConfig, run_all
 from envs.world import make
 from kinoflow.console import progress_bar, show
+from kinoflow.planning import PlannerRecipe, train
 from policies.head import find_head
 from policies.load import LOADER
 from policies.policy import Policy
 from policies.spec import ContractError
 from policies.train import Recipe, Trainer
 
+PLANNER = "xdiffuser"
+
 
 def for_arguments(arguments: list[str]) -> Callable[..., None]:
     """The command for the head that is named first; its hyper-parameters become options."""
     if not arguments or arguments[0].startswith("-"):
         arguments.insert(0, "flowdit")  # so that --help shows a complete example
+    if arguments[0] == PLANNER:
+        return train_planner
     config = find_head(arguments[0]).Config
 
     def command(
@@ -46,6 +51,22 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
         show({"out": str(recipe.out), **result}, json)
 
     return command
+
+
+def train_planner(
+    planner: tyro.conf.Positional[str], recipe: PlannerRecipe, resume: bool = False, json: bool = False
+) -> None:
+    """Train a planner for a maze: record data there, train a trajectory model and build a graph.
+
+    Args:
+        planner: xdiffuser.
+        recipe: What to train.
+        resume: Continue an interrupted run exactly where it was.
+        json: Print JSON.
+    """
+    with progress_bar("training") as progress:
+        file = train(recipe, resume, progress)
+    show({"out": str(file)}, json)
 
 
 def rollout_on(episodes: EpisodeFile, recipe: Recipe[Any]) -> Callable[[Policy], float]:

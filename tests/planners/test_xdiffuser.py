@@ -1,0 +1,199 @@
+"""Trajectories composed of pieces and guided by a way through a graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from envs.mazes import EPISODE, Maze, sample_maze, stitch_trajectories
+from planners.search import NoRoute, Route
+from planners.train_trajectory import config_for
+from planners.xdiffuser import Pieces, Sampler, XDiffuser, _agreeing, _beside, _joined, smoothed
+from policies.archive import BundleError, pack, unpack
+from policies.flow import Estimate
+from policies.spec import Array
+from policies.trajectory import TrajectoryModel
+
+STEP_S = 0.1
+START, GOAL = np.array([0.0, 0.0]), np.array([12.0, 12.0])
+
+
+@pytest.fixture(scope="module")
+def maze() -> Maze:
+    return sample_maze(np.random.default_rng(5), (4, 4), 0.4)
+
+
+@pytest.fixture(scope="module")
+def places(maze: Maze) -> list[Array]:
+    return list(stitch_trajectories(maze, np.random.default_rng(0), 150))
+
+
+@pytest.fixture(scope="module")
+def planner(places: list[Array]) -> XDiffuser:
+    """A planner whose model has learned nothing."""
+    torch.manual_seed(0)
+    model = TrajectoryModel(replace(config_for(places), widths=(16, 16, 16))).eval()
+    return XDiffuser.build(places, model, 4, STEP_S, np.random.default_rng(0), 300, {"env": "here"})
+
+
+@pytest.fixture(scope="module")
+def trained(places: list[Array]) -> XDiffuser:
+    """A planner whose model has learned a little."""
+    torch.manual_seed(0)
+    model = TrajectoryModel(replace(config_for(places), widths=(32, 32, 32)))
+    states, rng = model.normal(torch.from_numpy(np.stack(places))), torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(250):
+        first = torch.randint(EPISODE - 76, (64, 1), generator=rng)
+        rows = first + 4 * torch.arange(20)
+        optimiser.zero_grad()
+        model.loss(states[torch.randint(len(states), (64, 1), generator=rng), rows], rng).backward()
+        optimiser.step()
+    return XDiffuser.build(places, model.eval(), 4, STEP_S, np.random.default_rng(0), 300)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("steps", [4, 20, 60, 70, 76, 80, 100, 108, 130, 240, 600])
+def test_pieces_cover_the_time_of_the_way_with_overlaps_that_the_model_knows(planner: XDiffuser, steps: int) -> None:
+    pieces = planner.pieces(Route(np.zeros((2, 2)), np.array([0.0, steps])))
+    wanted, config = 1 + round(steps / 4), planner.model.config
+    assert pieces.first[0] == 0 and pieces.horizon % 4 == 0 and pieces.horizon <= config.horizon
+    assert pieces.total == max(wanted, 8) or wanted <= pieces.total <= wanted + 3
+    if len(pieces.first) > 1:
+        assert config.overlap[0] <= pieces.overlaps().min() and pieces.overlaps().max() <= config.overlap[1]
+
+
+def cut(whole: torch.Tensor, pieces: Pieces) -> torch.Tensor:
+    rows = torch.as_tensor(pieces.first[:, None] + np.arange(pieces.horizon))
+    return whole[:, rows].flatten(0, 1)
+
+
+def test_what_is_cut_and_joined_is_as_before_and_neighbours_see_each_other() -> None:
+    pieces = Pieces(np.array([0, 7, 14]), 12)
+    whole = torch.randn(2, 26, 2)
+    x = cut(whole, pieces)
+    torch.testing.assert_close(_joined(x, pieces), whole)
+    beside = _beside(x, pieces)
+    torch.testing.assert_close(beside[0, 7:], x[1, :5])
+    torch.testing.assert_close(beside[4, :5], x[3, 7:])
+    assert not beside[0, :7].any() and not beside[2, 5:].any()
+
+
+def test_estimates_agree_where_pieces_overlap() -> None:
+    pieces, x = Pieces(np.array([0, 8]), 12), torch.randn(2, 12, 2)
+    field = _agreeing(lambda x, t: Estimate(x.sin(), x.cos()), pieces)
+    data, noise = field(x, torch.full((2,), 0.4))
+    torch.testing.assert_close(data[0, 8:], data[1, :4])
+    torch.testing.assert_close(0.4 * data + 0.6 * noise, x)
+    torch.testing.assert_close(data[0, :8], x[0, :8].sin())
+
+
+def test_a_trajectory_begins_and_ends_where_it_shall(planner: XDiffuser, maze: Maze) -> None:
+    way = planner.way(START, GOAL)
+    for start in (START, np.r_[START, 0.5, 0.2]):
+        found = planner.denoise(way, start, GOAL, generator(), Sampler(samples=3), planner.pieces(way))
+        np.testing.assert_allclose(found[:, 0], np.tile(START, (3, 1)), atol=0.05)
+        np.testing.assert_allclose(found[:, -1], np.tile(GOAL, (3, 1)), atol=0.05)
+        assert np.isfinite(found).all() and found.dtype == np.float32
+
+
+def test_how_fast_a_robot_is_enters_as_where_it_came_from(planner: XDiffuser) -> None:
+    start, pieces = np.r_[START, 1.5, -0.5], Pieces(np.array([0, 8]), 12)
+    data = planner._composed(start, GOAL, pieces, 1)(torch.randn(2, 12, 2), torch.full((2,), 0.5)).data
+    known = planner.model.restore(data)
+    torch.testing.assert_close(known[0, :2], torch.tensor([[-0.6, 0.2], [0.0, 0.0]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(known[1, -1], torch.tensor([12.0, 12.0]), atol=1e-5, rtol=0)
+
+
+def test_the_way_pulls_what_has_learned_nothing_onto_it(planner: XDiffuser) -> None:
+    way = planner.way(START, GOAL)
+    pieces = planner.pieces(way)
+
+    def off(pull: float) -> float:
+        found = planner.denoise(way, START, GOAL, generator(), Sampler(pull=pull), pieces)
+        moments = np.linspace(0, way.times[-1], pieces.total)
+        wanted = np.stack([np.interp(moments, way.times, way.states[:, axis]) for axis in (0, 1)], -1)
+        return float(np.linalg.norm(found - wanted, axis=-1).mean())
+
+    assert off(0.2) < 0.5 * off(2.0) < off(np.inf)
+
+
+def test_plans_are_checked_and_the_way_is_what_is_left(planner: XDiffuser, trained: XDiffuser, maze: Maze) -> None:
+    never = replace(planner, leap=0.01)
+    for one, origins in ((never, {"way"}), (trained, {"denoised", "helped"})):
+        sampler = Sampler(samples=4, attempts=4)
+        planned = one.plan(START, GOAL, maze.segment_free, generator(), sampler)
+        places = planned.route.states
+        assert maze.segment_free(places[:-1], places[1:]).all() and (np.diff(planned.route.times) > 0).all()
+        np.testing.assert_allclose(places[[0, -1]], [START, GOAL], atol=0.05)
+        assert planned.pieces >= 1 and planned.search_s > 0 and planned.denoise_s > 0
+        assert planned.rejected or planned.origin == "denoised"
+        assert planned.origin in origins
+
+
+def test_every_flaw_is_found(planner: XDiffuser) -> None:
+    line = np.stack([np.linspace(0, 3, 13), np.zeros(13)], -1)
+    clear = lambda start, end: np.ones(len(start), bool)  # noqa: E731
+    assert planner.flaw(line, clear) == ""
+    assert planner.flaw(np.where(np.arange(13)[:, None] == 5, np.nan, line), clear) == "not finite"
+    assert planner.flaw(20 * line, clear) == "leap"
+    assert planner.flaw(line, lambda start, end: start[:, 0] < 2) == "wall"
+    assert replace(planner, turn=0.1).flaw(np.where(np.arange(13)[:, None] == 5, line + 0.2, line), clear) == "turn"
+
+
+def test_a_goal_in_a_wall_is_refused(planner: XDiffuser, maze: Maze) -> None:
+    with pytest.raises(NoRoute) as refusal:
+        planner.plan(START, np.array([-1.99, 0.0]), maze.segment_free, generator())
+    assert refusal.value.reason == "goal"
+
+
+def test_the_same_seed_gives_the_same_plan(trained: XDiffuser, maze: Maze) -> None:
+    one, two = (trained.plan(START, GOAL, maze.segment_free, generator()).route.states for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_smoothing_keeps_ends_and_takes_jumps_away() -> None:
+    rng = np.random.default_rng(0)
+    curve = np.stack([np.linspace(0, 9, 40), np.sin(np.linspace(0, 3, 40))], -1)
+    noisy = (curve + rng.normal(0, 0.05, curve.shape))[None]
+    smooth = smoothed(noisy)[0]
+    np.testing.assert_allclose(smooth[[0, -1]], noisy[0, [0, -1]], atol=1e-3)
+    assert np.abs(np.diff(smooth, 3, axis=0)).max() < 0.2 * np.abs(np.diff(noisy[0], 3, axis=0)).max()
+    assert np.abs(smooth - curve).mean() < np.abs(noisy[0] - curve).mean()
+    np.testing.assert_allclose(smoothed(curve[None, :3]), curve[None, :3], atol=1e-6)
+
+
+def test_a_planner_comes_back_from_its_file(trained: XDiffuser, maze: Maze, tmp_path: Path) -> None:
+    trained.save(tmp_path / "planner.kfp")
+    again = XDiffuser.load(tmp_path / "planner.kfp")
+    assert again.origin == trained.origin and (again.stride, again.leap, again.turn) == (4, trained.leap, trained.turn)
+    np.testing.assert_array_equal(again.graph.nodes, trained.graph.nodes)
+    np.testing.assert_allclose(again.speeds, trained.speeds, rtol=1e-3)
+    way = again.way(START, GOAL)
+    found = [one.denoise(way, START, GOAL, generator(), Sampler(), one.pieces(way)) for one in (trained, again)]
+    assert np.abs(found[0] - found[1]).mean() < 0.2  # weights are kept at half precision
+
+
+def test_damaged_and_foreign_files_are_refused(planner: XDiffuser, tmp_path: Path) -> None:
+    file = tmp_path / "planner.kfp"
+    with pytest.raises(FileNotFoundError, match="train one"):
+        XDiffuser.load(file)
+    planner.save(file)
+    names = ("planner.json", "weights.safetensors", "graph.npz")
+    parts = unpack(file, lambda read: names)
+    for name in names:
+        changed = bytearray(parts[name])
+        changed[len(changed) // 2] ^= 1
+        file.write_bytes(pack({**parts, name: bytes(changed)}))
+        with pytest.raises(BundleError):
+            XDiffuser.load(file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(BundleError, match="zip"):
+        XDiffuser.load(file)

@@ -6,7 +6,7 @@ way pull what is near them in time. Where the published system descends the grad
 taken here, which is stable for any strength.
 
 The graph has chosen the corridor, so that few samples and few steps do. What comes out is checked for walls and for
-leaps; what does not pass is denoised again with more time or a stronger pull, and at last the way itself is taken.
+leaps; what does not pass is denoised again with more time or a narrower window, and at last the way itself is taken.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ class Sampler:
             none at all.
         window: How many steps before and after its time a waypoint pulls.
         every: Steps between waypoints.
-        attempts: How often it is denoised before the way is taken; after leaps with more time, after walls with half
-            the standard deviation.
+        attempts: How often it is denoised before the way is taken; after walls with half the window, else with more
+            time.
     """
 
     steps: int = 8
     samples: int = 2
     pull: float = 1.0
-    window: float = 16.0
-    every: float = 12.0
+    window: float = 24.0
+    every: float = 6.0
     attempts: int = 3
 
 
@@ -100,8 +100,8 @@ class Planned(NamedTuple):
     Args:
         route: Positions and when to be there, in steps.
         way: The way through the graph that guided it.
-        origin: Whether it is denoised; denoised, but with more time or a stronger pull after something did not pass, or
-            with a turn that is too fast; or the way itself because nothing was free.
+        origin: Whether it is denoised; denoised, but with more time or a narrower window after something did not pass,
+            or with a turn that is too fast; or the way itself because nothing was free.
         pieces: How many were composed.
         search_s: Seconds that the graph took.
         denoise_s: Seconds that the network took, checks included.
@@ -266,10 +266,10 @@ class XDiffuser:
         way = self.way(start, goal, joints or Joints(valid=free))
         middle = time.perf_counter()
         rejected: dict[str, int] = {}
-        guide, pull, best, origin = way, sampler.pull, None, "denoised"
+        guide, window, best, origin = way, sampler.window, None, "denoised"
         for attempt in range(sampler.attempts):
             pieces = self.pieces(guide)
-            found = self.denoise(guide, start, goal, generator, replace(sampler, pull=pull), pieces)
+            found = self.denoise(guide, start, goal, generator, replace(sampler, window=window), pieces)
             flaws = [self.flaw(places, free) for places in found]
             for places, flaw in zip(found, flaws, strict=True):
                 rejected[flaw] = rejected.get(flaw, 0) + bool(flaw)
@@ -280,7 +280,7 @@ class XDiffuser:
             if 2 * flaws.count("wall") < len(flaws):
                 guide = Route(guide.states, SLOWER * guide.times)
             else:
-                pull /= 2
+                window /= 2  # the mean of waypoints around a corner cuts it
         if best is None:
             best, origin = self.even(way).states, "way"
             if self.flaw(best, free) == "wall":

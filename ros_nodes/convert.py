@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -171,6 +172,66 @@ def scan_message(ranges: Array, reach: float, period_s: float, stamp: Any) -> An
     message.angle_min, message.angle_max = -math.pi, math.pi - message.angle_increment
     message.scan_time, message.range_max = period_s, float(reach)
     message.ranges = np.where(ranges >= reach, np.float32(np.inf), np.float32(ranges)).tolist()
+    return message
+
+
+def grid_values(grid: Any) -> tuple[Array, float, Array]:
+    """Return what an ``OccupancyGrid`` says is occupied.
+
+    Cells that are more likely occupied than free are occupied, and so are those that nobody has seen.
+
+    Returns:
+        ``(rows, columns)`` bool along y and x, the width of a cell in m, lowest x and y ``(2,)`` in m.
+
+    Raises:
+        ContractError: It is turned, empty, or has not as many cells as it says.
+    """
+    info = grid.info
+    origin = pose_values(info.origin)
+    if abs(origin[3]) > 1e-3:
+        raise ContractError(f"the map is turned by {origin[3]:.3f} rad; publish it along the axes of its frame")
+    cells, shape = np.array(grid.data, np.int8), (info.height, info.width)
+    if not (0 < info.resolution < math.inf) or not cells.size or cells.size != info.height * info.width:
+        raise ContractError(f"the map has {cells.size} cells of {info.resolution} m for {shape}; check its source")
+    return ((cells >= 50) | (cells < 0)).reshape(shape), float(info.resolution), origin[:2]
+
+
+def grid_message(occupied: Array, resolution: float, origin: Array, frame: str, stamp: Any) -> Any:
+    """Return an ``OccupancyGrid`` from what `grid_values` returns."""
+    from nav_msgs.msg import OccupancyGrid
+
+    message = OccupancyGrid()
+    message.header.frame_id, message.header.stamp, message.info.map_load_time = frame, stamp, stamp
+    message.info.resolution, (message.info.height, message.info.width) = float(resolution), occupied.shape
+    _place(message.info.origin, np.array([*origin, 0.0, 0.0]))
+    message.data = array("b", (100 * occupied.astype(np.int8)).tobytes())
+    return message
+
+
+def path_message(places: Array, times: Array, frame: str, start: int) -> Any:
+    """Return a ``Path`` whose poses look ahead and are stamped with when the robot shall be there.
+
+    Args:
+        places: ``(M, 2)`` in m.
+        times: When to be there ``(M,)`` in s after the start.
+        frame: Of the places.
+        start: In nanoseconds.
+    """
+    from builtin_interfaces.msg import Time
+    from nav_msgs.msg import Path
+
+    def stamp(seconds: float) -> Time:
+        whole, rest = divmod(start + int(1e9 * seconds), 1_000_000_000)
+        return Time(sec=whole, nanosec=rest)
+
+    message = Path()
+    message.header.frame_id, message.header.stamp = frame, stamp(0.0)
+    ahead = np.diff(places, axis=0, append=places[-1:])
+    if len(places) > 1:
+        ahead[-1] = ahead[-2]
+    yaw = np.arctan2(ahead[:, 1], ahead[:, 0])
+    poses = np.column_stack([places, np.zeros(len(places)), yaw])
+    message.poses = [pose_message(pose, frame, stamp(time)) for pose, time in zip(poses, times.tolist(), strict=True)]
     return message
 
 

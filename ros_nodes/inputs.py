@@ -42,6 +42,7 @@ from ros_nodes.pilot import (
 )
 
 if TYPE_CHECKING:
+    from ros_nodes.commander import CommanderSettings
     from ros_nodes.policy_node import PolicySettings
 
 
@@ -146,7 +147,7 @@ class Inputs:
         self._pilot.receive(CAMERA, stamp, lambda: image_values(message, size))
 
     def _on_goal(self, message: PoseStamped) -> None:
-        self._pilot.receive(GOAL, time.monotonic(), lambda: _goal(message, self._settings))
+        self._pilot.receive(GOAL, time.monotonic(), lambda: goal_values(message, self._settings))
 
     def _on_instruction(self, message: String) -> None:
         self._pilot.receive(INSTRUCTION, time.monotonic(), lambda: self._sentence(message.data))
@@ -156,7 +157,12 @@ class Inputs:
         self._reader.submit(self._pilot.receive, GOAL_VIDEO, time.monotonic(), lambda: self._video(message.data))
 
 
-def _goal(message: PoseStamped, settings: PolicySettings) -> Array:
+def goal_values(message: PoseStamped, settings: CommanderSettings) -> Array:
+    """The goal ``(3,)`` in m.
+
+    Raises:
+        ContractError: It is in another frame, not finite or outside the fence.
+    """
     require_frame("goal", message.header.frame_id, *settings.goal_frames)
     goal = point_values(message.pose.position)
     x_min, x_max, y_min, y_max = settings.geofence

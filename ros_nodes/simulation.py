@@ -7,7 +7,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from envs.maze_nav import MazeNavEnv
 from envs.nav import POLICY_HZ, NavEnv
+from envs.rooms import HALF_SIZE, Room
 from envs.video_nav import VideoNavEnv
 from policies.runtime.loop import Loop
 from policies.spec import Array, ContractError
@@ -16,7 +20,9 @@ from policies.spec import Array, ContractError
 # waits for them, and small pictures are done sooner without.
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
-NAV, VIDEO_NAV = "kinoflow/Nav-v0", "kinoflow/VideoNav-v0"
+NAV, VIDEO_NAV, MAZE_NAV = "kinoflow/Nav-v0", "kinoflow/VideoNav-v0", "kinoflow/MazeNav-v0"
+MAP_CELL = 0.05  # m
+MARGIN = 0.1  # m of the map around the room
 
 
 def simulated(env: str, embodiment: str, step_hz: float) -> NavEnv:
@@ -32,9 +38,24 @@ def simulated(env: str, embodiment: str, step_hz: float) -> NavEnv:
     """
     if env == VIDEO_NAV:
         return VideoNavEnv(embodiment, step_hz, images=False)  # type: ignore[arg-type]
+    if env == MAZE_NAV:
+        return MazeNavEnv(embodiment, step_hz)  # type: ignore[arg-type]
     if env != NAV:
-        raise ContractError(f"env is '{env}', robots run in {NAV} or {VIDEO_NAV}; for others there is kinoflow eval")
+        known = f"{NAV}, {VIDEO_NAV} or {MAZE_NAV}"
+        raise ContractError(f"env is '{env}', robots run in {known}; for others there is kinoflow eval")
     return NavEnv(embodiment, step_hz)  # type: ignore[arg-type]
+
+
+def occupancy(room: Room) -> tuple[Array, float, Array]:
+    """Cells of a room that something is in or touches.
+
+    Returns:
+        ``(rows, columns)`` bool along y and x, the width of a cell in m, lowest x and y ``(2,)`` in m.
+    """
+    low = -HALF_SIZE - MARGIN
+    middles = np.arange(low + MAP_CELL / 2, -low, MAP_CELL)
+    points = np.stack(np.meshgrid(middles, middles), -1)
+    return room.clearance(points) <= MAP_CELL / 2, MAP_CELL, np.array([low, low])
 
 
 def outcome(env: NavEnv) -> dict[str, bool]:

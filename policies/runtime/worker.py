@@ -321,14 +321,14 @@ def _serve(
 ) -> None:
     """Main function of the inference process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     requests, results = Slot(request_memory, _ask(spec)), Slot(result_memory, _answer(spec))
     try:
         policy = _load(path, loader, spec)
         seconds = _warm_up(policy, warm_up)
         _limit_patience(policy, min(seconds))
     except Exception as error:
-        greeting.send((_describe(error), 0.0))
+        greeting.send((describe(error), 0.0))
         return
     greeting.send(("", seconds[-1]))
     while os.read(wake.fileno(), 4096):  # empty at the end: the parent closed the pipe
@@ -336,7 +336,7 @@ def _serve(
             _respond(policy, requests, results)
 
 
-def _end_with_parent() -> NoReturn:
+def end_with_parent() -> NoReturn:
     """Leave at once when the parent dies, also from the middle of an inference."""
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -384,7 +384,7 @@ def _respond(policy: ChunkPolicy, requests: Slot, results: Slot) -> None:
     try:
         result["actions"] = _act(policy, requests.record)
     except Exception as error:
-        result["actions"], result["error"] = 0.0, _describe(error).encode()
+        result["actions"], result["error"] = 0.0, describe(error).encode()
     result["seconds"] = time.perf_counter() - begin
     result["disagreement"], warning, result["arrival"] = _remarks(policy)
     result["warning"] = warning.encode()
@@ -396,5 +396,6 @@ def _remarks(policy: ChunkPolicy) -> tuple[float, str, float]:
     return getattr(policy, "disagreement", 0.0), getattr(policy, "warning", ""), getattr(policy, "arrival", 0.0)
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
+    """What an error is and says, for the other process."""
     return f"{type(error).__name__}: {error}"

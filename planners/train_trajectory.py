@@ -39,6 +39,7 @@ class TrajectoryRecipe:
         warmup: Steps of warm-up.
         ema: Decay of the running average of the weights that becomes the model.
         stride: Recorded positions per position of a piece.
+        widths: Channels per level of the network; a point needs a quarter of what a puck does.
         seed: Of initial weights and batches.
         report_every: Steps between two reports, each of which also saves.
     """
@@ -49,6 +50,7 @@ class TrajectoryRecipe:
     warmup: int = 200
     ema: float = 0.998
     stride: int = 4
+    widths: tuple[int, ...] = (64, 128, 128)
     seed: int = 0
     report_every: int = 200
 
@@ -74,7 +76,7 @@ class TrajectoryTrainer:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)  # torch initialises layers from its global generator only
-            self.model = TrajectoryModel(config_for(trajectories))
+            self.model = TrajectoryModel(dataclasses.replace(config_for(trajectories), widths=recipe.widths))
         self.average = deepcopy(self.model).requires_grad_(False)
         self._places = self.model.normal(torch.from_numpy(np.concatenate(trajectories)))
         self._starts = self._eligible([*map(len, trajectories)])

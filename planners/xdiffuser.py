@@ -41,6 +41,7 @@ SPEEDS = "speeds"  # beside the weights
 FORMAT = 1  # of the file
 NEAR = 64  # states that say how fast the trajectories are near a node
 SLOWER = 1.08  # times the duration of a plan that leapt, for the next attempt
+SPLICE = 8  # positions over which a trajectory fades into the way beside a wall
 USUAL, LENIENT = (
     0.9999,
     1.2,
@@ -100,8 +101,8 @@ class Planned(NamedTuple):
     Args:
         route: Positions and when to be there, in steps.
         way: The way through the graph that guided it.
-        origin: Whether it is denoised; denoised, but with more time or a narrower window after something did not pass,
-            or with a turn that is too fast; or the way itself because nothing was free.
+        origin: Whether it is denoised; denoised, but with more time, a narrower window or parts of the way after
+            something did not pass, or with a turn that is too fast; or the way itself because nothing was free.
         pieces: How many were composed.
         search_s: Seconds that the graph took.
         denoise_s: Seconds that the network took, checks included.
@@ -271,11 +272,17 @@ class XDiffuser:
             pieces = self.pieces(guide)
             found = self.denoise(guide, start, goal, generator, replace(sampler, window=window), pieces)
             flaws = [self.flaw(places, free) for places in found]
+            spliced = [
+                self._spliced(places, guide, free) for places, flaw in zip(found, flaws, strict=True) if flaw == "wall"
+            ]
             for places, flaw in zip(found, flaws, strict=True):
                 rejected[flaw] = rejected.get(flaw, 0) + bool(flaw)
                 if flaw in ("", "turn") and (best is None or _turn(places) < _turn(best)):
                     best, origin = places, "helped" if attempt or flaw else "denoised"
-            if "" in flaws:
+            for places in spliced:
+                if self.flaw(places, free) in ("", "turn") and (best is None or _turn(places) < _turn(best)):
+                    best, origin = places, "helped"
+            if "" in flaws or (best is not None and _turn(best) <= self.turn):
                 break
             if 2 * flaws.count("wall") < len(flaws):
                 guide = Route(guide.states, SLOWER * guide.times)
@@ -379,6 +386,15 @@ class XDiffuser:
         wanted = self.model.normal(torch.as_tensor(target[rows], dtype=torch.float32))
         strength = torch.as_tensor(precision[rows], dtype=torch.float32)
         return wanted.repeat(sampler.samples, 1, 1), strength.repeat(sampler.samples, 1, 1)
+
+    def _spliced(self, places: Array, way: Route, free: Free) -> Array:
+        """A trajectory ``(T, 2)`` that goes the way wherever it would hit a wall, and fades into it around there."""
+        hits = np.flatnonzero(~free(places[:-1], places[1:]))
+        moments = np.linspace(0, way.times[-1], len(places))
+        instead = np.stack([np.interp(moments, way.times, way.states[:, axis]) for axis in (0, 1)], -1)
+        apart = np.abs(np.arange(len(places))[:, None] - np.r_[hits, hits + 1]).min(1)
+        share = np.clip((SPLICE - apart) / SPLICE + 0.5, 0, 1)[:, None]
+        return smoothed(((1 - share) * places + share * instead)[None])[0]
 
     def flaw(self, places: Array, free: Free) -> str:
         """Why a trajectory ``(T, 2)`` cannot be driven: it is not finite, leaps, hits a wall, or turns too fast.

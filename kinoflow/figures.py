@@ -34,6 +34,11 @@ def draw_scene(axis: Any, report: Mapping[str, Any], seed: int) -> None:
     world.reset(seed=seed)
     if hasattr(world, "room"):
         draw_room(axis, world.room)
+    elif hasattr(world, "maze"):
+        from kinoflow.plan_figures import draw_ends, draw_walls
+
+        draw_walls(axis, world)
+        draw_ends(axis, world.pose, world.goal)
     else:
         picture = world.render()
         axis.imshow(picture, extent=(0, *world.extent, 0))

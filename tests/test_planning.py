@@ -62,6 +62,26 @@ def test_the_puck_arrives_by_plans_and_every_driver_meets_the_same_episodes() ->
     assert sum(planning["origins"].values()) >= 5
 
 
+def test_the_command_writes_a_report_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "eval",
+        "xdiffuser",
+        "--env",
+        GIANT,
+        "--tasks",
+        "5",
+        "--episodes",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    report = printed(capsys, [*arguments, "--seed", "500000", "--workers", "1"])
+    assert report["policy"] == "xdiffuser" and {*report["baselines"]} > {"graph", "unguided", "standing still"}
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "paths.png", "success.png"}
+    assert len(json.loads((tmp_path / "report.json").read_text())["rows"]["graph"]) == 1
+
+
 def test_one_task_alone_and_every_method_runs() -> None:
     config = PlanEvaluation(GIANT, tasks="5", episodes=2, seed=500_000, workers=1, sampler=Sampler(steps=2))
     report = evaluate(config, lambda done, total: None, METHODS)

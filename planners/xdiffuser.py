@@ -273,7 +273,7 @@ class XDiffuser:
             found = self.denoise(guide, start, goal, generator, replace(sampler, window=window), pieces)
             flaws = [self.flaw(places, free) for places in found]
             spliced = [
-                self._spliced(places, guide, free) for places, flaw in zip(found, flaws, strict=True) if flaw == "wall"
+                self.spliced(places, guide, free) for places, flaw in zip(found, flaws, strict=True) if flaw == "wall"
             ]
             for places, flaw in zip(found, flaws, strict=True):
                 rejected[flaw] = rejected.get(flaw, 0) + bool(flaw)
@@ -387,7 +387,7 @@ class XDiffuser:
         strength = torch.as_tensor(precision[rows], dtype=torch.float32)
         return wanted.repeat(sampler.samples, 1, 1), strength.repeat(sampler.samples, 1, 1)
 
-    def _spliced(self, places: Array, way: Route, free: Free) -> Array:
+    def spliced(self, places: Array, way: Route, free: Free) -> Array:
         """A trajectory ``(T, 2)`` that goes the way wherever it would hit a wall, and fades into it around there."""
         hits = np.flatnonzero(~free(places[:-1], places[1:]))
         moments = np.linspace(0, way.times[-1], len(places))

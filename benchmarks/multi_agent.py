@@ -25,7 +25,7 @@ from scipy.spatial.distance import pdist
 
 from envs.evaluate import wilson
 from envs.mazes import SPEED, sample_maze, stitch_trajectories
-from planners.edges import Straight
+from planners.edges import Straight, evidence_edges, sample_nodes, usual_gap, without_holes
 from planners.graph import StateGraph
 from planners.multi_agent import NoJointPlan, Plan, conflict_based, conflicts, prioritised, repair
 from policies.files import replace_file
@@ -75,7 +75,9 @@ def run_maze(seed: int, instances: int, distance: float, limit: int) -> Row:
     """Ask everything about one maze; by number of agents one row per instance."""
     rng = np.random.default_rng(seed)
     trajectories = list(stitch_trajectories(sample_maze(rng), rng, EPISODES))
-    graph = StateGraph.from_trajectories(trajectories, NODES, rng, Straight(SPEED))
+    nodes = sample_nodes(trajectories, NODES, rng)  # uniformly, as in the paper
+    edges = without_holes(trajectories, nodes, evidence_edges(trajectories, nodes), usual_gap(trajectories))
+    graph = StateGraph.build(nodes, edges, Straight(SPEED))
     rows = {
         str(agents): [
             run_instance(graph, sample_ends(graph, agents, distance, rng), distance, limit, rng)

@@ -45,6 +45,12 @@ SAMPLERS = {
     "16 steps": replace(USUAL, steps=16),
     "50 steps": replace(USUAL, steps=50),
     "one attempt": replace(USUAL, attempts=1),
+    # So strong a pull that the network has no say: the way, averaged over windows, is what is left.
+    "no network": replace(USUAL, pull=0.003),
+    "no network, window 12": replace(USUAL, pull=0.003, window=12),
+    "no network, one attempt": replace(USUAL, pull=0.003, attempts=1),
+    "one attempt, window 12": replace(USUAL, attempts=1, window=12),
+    "no network, one attempt, window 12": replace(USUAL, pull=0.003, attempts=1, window=12),
 }
 METHODS = {"guidance off": "unguided", "the way itself": "graph", "the way, smoothed": "smooth graph"}
 
@@ -86,7 +92,7 @@ def main(json: Path | None = None, episodes: int = 20, workers: int = 2, second:
         rows[name] = {**kept, "succeeded": [row["success"] for row in report["rows"][method]]}
         rate = report["success"]
         print(
-            f"{name:<28} {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}] crash {report['crash']:.3f}",
+            f"{name:<34} {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}] crash {report['crash']:.3f}",
             flush=True,
         )
         if json:

@@ -86,15 +86,23 @@ def shipped(env: str) -> Path:
     return MODELS / f"{env.rpartition('/')[2].removesuffix('-v0').lower().replace('-', '_')}.kfp"
 
 
-def load(file: Path, env: str) -> XDiffuser:
+def load(file: Path, env: str, room: int | None = None) -> XDiffuser:
     """Read a planner that was made for an environment.
 
+    Args:
+        file: Of the planner.
+        env: Gymnasium id.
+        room: Seed of the maze, where there is more than one.
+
     Raises:
-        ContractError: It was made for another.
+        ContractError: It was made for another, or for another maze.
     """
     planner = XDiffuser.load(file)
-    if (made := planner.origin.get("env")) != env:
+    made, known = planner.origin.get("env"), planner.origin.get("room")
+    if made != env:
         raise ContractError(f"{file} was made for {made}, not for {env}; train one with `kinoflow train xdiffuser`")
+    if room is not None and room != known:
+        raise ContractError(f"{file} knows the maze of seed {known}, not of {room}; train one with --room {room}")
     return planner
 
 
@@ -237,6 +245,10 @@ def evaluate(
         ContractError: The planner was made for another.
     """
     load(config.file, config.env)
+    if not hasattr(config.make(), "task"):
+        raise ContractError(
+            f"{config.env} has another maze for every seed; planners are evaluated where there are tasks"
+        )
     rows: dict[str, list[Row]] = {name: [] for name in names}
     plans: list[dict[str, Any]] = []
     shards = [config.seeds[first : first + SHARD] for first in range(0, len(config.seeds), SHARD)]

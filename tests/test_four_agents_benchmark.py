@@ -25,12 +25,12 @@ def test_starts_and_goals_are_apart() -> None:
 
 def test_who_arrives_late_or_touches_is_found() -> None:
     line = np.stack([np.linspace(0, 9, 10), np.zeros(10)], -1)
-    apart = outcome([line, line + [0, 3]], np.array([[9.0, 0], [9, 3]]))
+    apart = outcome([line, line + np.array([0, 3])], np.array([[9.0, 0], [9, 3]]))
     assert apart == {"arrived": True, "least_m": 3.0, "clear": True, "steps": 10}
-    assert not outcome([line, line[::-1] + [0, 0.5]], np.array([[9.0, 0], [0, 0.5]]))["clear"]
-    late = outcome([line[:5], line + [0, 3]], np.array([[9.0, 0], [9, 3]]))
+    assert not outcome([line, line[::-1] + np.array([0, 0.5])], np.array([[9.0, 0], [0, 0.5]]))["clear"]
+    late = outcome([line[:5], line + np.array([0, 3])], np.array([[9.0, 0], [9, 3]]))
     assert not late["arrived"] and not late["clear"]
-    parked = outcome([line[:1], line + [0, 1]], np.array([[0.0, 0], [9, 1]]))
+    parked = outcome([line[:1], line + np.array([0, 1])], np.array([[0.0, 0], [9, 1]]))
     assert parked["least_m"] == 1.0  # who has arrived stays there as an obstacle
 
 

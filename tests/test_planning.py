@@ -106,6 +106,8 @@ def test_what_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, reason in (
         (["plan", "--env", "kinoflow/Nav-v0"], "train one"),
         (["plan", "--task", "9"], "choose 1 to 5"),
+        (["plan", "--env", ROOM, "--seed", "3"], "train one with --room 3"),
+        (["eval", "xdiffuser", "--env", ROOM], "another maze for every seed"),
         (["eval", "xdiffuser", "--planner", "missing.kfp"], "there is no planner missing.kfp"),
         (["train", "xdiffuser", "--env", "kinoflow/Nav-v0", "--out", "/nowhere"], "no recipe"),
     ):

@@ -36,8 +36,8 @@ def command(
         json: Print JSON, with the positions of the plan.
     """
     torch.set_num_threads(1)
-    loaded = load(planner or shipped(env), env)
     world = make(env, {} if task is None else {"task": task})
+    loaded = load(planner or shipped(env), env, None if hasattr(world, "task") else seed)
     world.reset(seed=seed)
     state = robot_state(world)
     start, goal = state if len(state) == 4 else state[:2], np.asarray(world.goal[:2])

@@ -53,6 +53,7 @@ POLICY = (
     *("rate_hz", "period_ms", "lateness_ms", "deadline_misses", "commands", "scheduling"),
     *("plan_rate_hz", "inference_ms", "delay_ms", "chunk_age_ms", "arrived"),
 )
+PLANNER = ("plans", "replans", "plan_ms", "plan_origin", "planner_restarts")
 
 Progress = Callable[..., None]
 
@@ -62,8 +63,8 @@ class RunConfig:
     """What to run.
 
     Args:
-        bundle: Policy bundle (.kfb).
-        env: Environment, kinoflow/Nav-v0 or kinoflow/VideoNav-v0; the room follows from the seed, and in VideoNav-v0
+        bundle: Policy bundle (.kfb), or a planner (.kfp), which needs --env kinoflow/MazeNav-v0.
+        env: Environment, kinoflow/Nav-v0, VideoNav-v0 or MazeNav-v0; the room follows from the seed, and in VideoNav-v0
             the goal video and the instruction.
         embodiment: Robot: wheeled, drone or g1.
         seconds: Longest time to drive.
@@ -79,6 +80,11 @@ class RunConfig:
     goals: int = 1
     seed: int = 0
     in_process: bool = False
+
+    @property
+    def node(self) -> str:
+        """The lifecycle node that commands the robot."""
+        return "planner_node" if self.bundle.suffix == ".kfp" else "policy_node"
 
 
 def run(config: RunConfig, progress: Progress) -> dict[str, Any]:
@@ -99,13 +105,14 @@ def run(config: RunConfig, progress: Progress) -> dict[str, Any]:
         NodeError: A process did not start or ended early.
     """
     env = simulated(config.env, config.embodiment, COMMAND_HZ)
-    spec = _spec(config)
     env.reset(seed=config.seed)
-    spec.require(env.contract)
+    spec = _fitting(config, env)
     mission = _mission(config) if isinstance(env, VideoNavEnv) else None
     course = Course(draw_goals(env, config.goals, config.seed), config.seconds)
     reason = "asked for" if config.in_process else _why_no_ros()
-    if reason:
+    if reason and spec is None:
+        raise ContractError(f"a planner runs as a ROS 2 node, in this process is {reason}; bundles (.kfb) run without")
+    if reason and spec is not None:
         report = {"mode": "in-process", "note": reason, **_drive_here(config, spec, env, mission, course, progress)}
     else:
         report = {"mode": "ros2", **_drive_nodes(config, env, mission, course, progress)}
@@ -138,10 +145,18 @@ def _why_no_ros() -> str:
     return ""
 
 
-def _spec(config: RunConfig) -> Spec:
+def _fitting(config: RunConfig, env: NavEnv) -> Spec | None:
+    """The contract of a bundle, checked; None for a planner, which was made for this place."""
+    if config.node == "planner_node":
+        from kinoflow.planning import load
+
+        load(config.bundle, config.env, config.seed)
+        return None
     from policies.bundle import Bundle
 
-    return Bundle.load(config.bundle).spec
+    spec = Bundle.load(config.bundle).spec
+    spec.require(env.contract)
+    return spec
 
 
 def _drive_nodes(
@@ -155,10 +170,10 @@ def _drive_nodes(
             for node, parameters in _parameters(config, env, _handed_over(mission, folder)).items():
                 nodes.start(node, parameters)
             with Monitor(nodes.check, env.contract.action.names) as monitor:
-                _start(monitor)
+                _start(monitor, config.node)
                 _follow(monitor, course, lambda: progress(int(course.now), int(config.seconds), course.text()))
                 monitor.spin(LAST_REPORT_S)
-                states = (monitor.status(node).values for node in ("policy_node", "guard_node", "sim_node"))
+                states = (monitor.status(node).values for node in (config.node, "guard_node", "sim_node"))
                 return {**_summary(*states), "trace": _since_start(monitor.commands)}
 
 
@@ -179,26 +194,31 @@ def _parameters(config: RunConfig, env: NavEnv, goal: dict[str, str]) -> dict[st
     action, names = env.contract.action, list(env.contract.action.names)
     limits = GuardLimits.of(action)
     guard = {name: list(getattr(limits, name)) for name in ("low", "high", "acceleration", "jerk")}
-    policy = {"bundle": str(config.bundle.resolve()), "embodiment": config.embodiment, "seed": config.seed, **goal}
+    file = str(config.bundle.resolve())
+    driven: dict[str, Any] = {"embodiment": config.embodiment, "names": names, "geofence": list(FENCE)}
+    if config.node == "planner_node":
+        driven |= {"planner": file, "low": list(limits.low), "high": list(limits.high), "radius_m": env.body.radius}
+    else:
+        driven |= {"bundle": file, "seed": config.seed, **goal}
     return {
         "sim_node": {"env": config.env, "embodiment": config.embodiment, "seed": config.seed},
         "guard_node": {"names": names, "geofence": list(FENCE), **guard},
-        "policy_node": {"names": names, "geofence": list(FENCE), **policy},
+        config.node: driven,
     }
 
 
-def _start(monitor: Any) -> None:
-    """Bring up the policy, then, with everything else ready, let it drive."""
+def _start(monitor: Any, driver: str) -> None:
+    """Bring up the node that commands, then, with everything else ready, let it drive."""
     from ros_nodes.session import NodeError
 
-    if not monitor.transition("configure", START_S):
-        monitor.until(lambda: monitor.status("policy_node").level == 2, START_S, "reason")
-        raise NodeError(f"policy_node: {monitor.status('policy_node').text}")
+    if not monitor.transition("configure", START_S, driver):
+        monitor.until(lambda: monitor.status(driver).level == 2, START_S, "reason")
+        raise NodeError(f"{driver}: {monitor.status(driver).text}")
     ready = ("sim_node", "guard_node")
     monitor.until(lambda: all(monitor.status(node).text for node in ready), START_S, "simulator and guard")
     monitor.until(lambda: monitor.position is not None, START_S, "position")
-    if not monitor.transition("activate"):
-        raise NodeError(f"policy_node did not activate: {monitor.status('policy_node').text}")
+    if not monitor.transition("activate", node=driver):
+        raise NodeError(f"{driver} did not activate: {monitor.status(driver).text}")
 
 
 def _follow(monitor: Any, course: Course, progress: Callable[[], None]) -> None:
@@ -217,6 +237,7 @@ def _follow(monitor: Any, course: Course, progress: Callable[[], None]) -> None:
 
 def _summary(policy: Mapping[str, Any], guard: Mapping[str, Any], sim: Mapping[str, Any]) -> dict[str, Any]:
     report = {name: policy.get(name) for name in (*POLICY, "bundle_hash")}
+    report |= {name: policy[name] for name in PLANNER if name in policy}
     report["guard"] = {name: guard.get(name) for name in ("fault", "interventions")}
     report |= _language(sim)
     return {**report, "received_hz": sim.get("received_hz"), "real_time_factor": sim.get("real_time_factor")}

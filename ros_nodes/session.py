@@ -237,10 +237,10 @@ class Monitor:
         finally:
             self.node.destroy_client(client)
 
-    def transition(self, label: str, timeout_s: float = 10.0) -> bool:
-        """Ask the policy node for a transition, for example "configure"; return whether it succeeded."""
+    def transition(self, label: str, timeout_s: float = 10.0, node: str = "policy_node") -> bool:
+        """Ask a lifecycle node for a transition, for example "configure"; return whether it succeeded."""
         request = ChangeState.Request(transition=Transition(label=label))
-        return bool(self.call(ChangeState, "policy_node/change_state", request, timeout_s).success)
+        return bool(self.call(ChangeState, f"{node}/change_state", request, timeout_s).success)
 
     def _on_status(self, message: DiagnosticArray) -> None:
         for status in message.status:

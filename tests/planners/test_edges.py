@@ -5,6 +5,7 @@ from planners.edges import (
     GraphError,
     Joints,
     Straight,
+    even_nodes,
     evidence_edges,
     nearest_edges,
     sample_nodes,
@@ -92,3 +93,19 @@ def test_edges_count_once() -> None:
     assert unique_edges(edges, directed=True).tolist() == [[0, 2], [1, 2], [2, 1]]
     assert unique_edges(edges, directed=False).tolist() == [[0, 2], [1, 2]]
     assert unique_edges(np.empty((0, 2), np.int64), directed=False).shape == (0, 2)
+
+
+def test_even_nodes_are_many_enough_and_reach_places_that_are_seldom_visited() -> None:
+    rng = np.random.default_rng(0)
+    crowd, corner = rng.uniform(0, 10, (20_000, 2)), rng.uniform(10, 12, (40, 2))
+    trajectories = [*np.array_split(crowd.astype(np.float32), 100), corner.astype(np.float32)]
+    even, uniform = (draw(trajectories, 300, np.random.default_rng(1)) for draw in (even_nodes, sample_nodes))
+    assert even.shape == uniform.shape == (300, 2)
+    assert (even > 10).all(1).sum() >= 3 > (uniform > 10).all(1).sum()
+    nearest = [
+        np.sort(np.linalg.norm(nodes[:, None] - nodes, axis=-1), axis=1)[:, 1].min() for nodes in (even, uniform)
+    ]
+    assert nearest[0] > 10 * nearest[1]
+    np.testing.assert_array_equal(even, even_nodes(trajectories, 300, np.random.default_rng(1)))
+    with pytest.raises(GraphError, match="50000 nodes"):
+        even_nodes(trajectories, 50_000, rng)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from envs.evaluate import paired_difference
 from envs.maze_data import wander
 from envs.world import make
 from kinoflow.console import progress_bar
@@ -89,12 +90,12 @@ def main(json: Path | None = None, episodes: int = 20, workers: int = 2, second:
         with progress_bar(name) as progress:
             report = evaluate(config, progress, (method,))
         kept = {key: report[key] for key in ("success", "crash", "time_s", "planning")}
-        rows[name] = {**kept, "succeeded": [row["success"] for row in report["rows"][method]]}
-        rate = report["success"]
-        print(
-            f"{name:<34} {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}] crash {report['crash']:.3f}",
-            flush=True,
-        )
+        succeeded = [row["success"] for row in report["rows"][method]]
+        base = rows["as shipped"]["succeeded"] if rows else succeeded
+        rows[name] = {**kept, "difference": paired_difference(succeeded, base), "succeeded": succeeded}
+        rate, apart = report["success"], rows[name]["difference"]
+        interval = f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+        print(f"{name:<34} {interval}  {apart['mean']:+.3f}  crash {report['crash']:.3f}", flush=True)
         if json:
             content = dumps({"env": ENV, "episodes": len(config.seeds), "seed": config.seed, "rows": rows})
             replace_file(json, f"{content}\n".encode())

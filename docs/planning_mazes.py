@@ -60,7 +60,7 @@ def main(runs: Path, json: Path | None = None, episodes: int = 50) -> None:
     rows: dict[str, Any] = {}
     names = [(f"{layout}_{seed}", layout) for layout in LAYOUTS for seed in SEEDS] + [(EXPLORE, "giant")]
     for name, layout in names:
-        beside = SIMPLE if name.endswith("_0") else ()
+        beside = ("graph",) if name == EXPLORE else SIMPLE if name.endswith("_0") else ()
         if (row := drive(name, layout, runs, episodes, beside)) is not None:
             rows[name] = row
             print(as_text({name: row}), flush=True)

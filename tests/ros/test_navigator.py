@@ -132,7 +132,11 @@ def test_it_waits_for_what_is_missing_and_arrives(planner: PlannerProcess) -> No
     assert drive.far(*goal) < ARRIVED and drive.least > RADIUS - 0.06
     report = drive.navigator.report()
     assert (report["plans"], report["replans"], report["planned_because"]) == (1, 0, "goal")
-    assert report["plan_origin"] == "way" and report["plan_ms"]["max"] > 0 and report["ahead_s"] == 0
+    assert (
+        report["plan_origin"] in ("denoised", "helped", "way")
+        and report["plan_ms"]["max"] > 0
+        and report["ahead_s"] == 0
+    )
     for _ in range(100):
         drive.step()
         assert drive.command is not None and not drive.command.any()

@@ -73,6 +73,11 @@ class Sampler:
     every: float = 6.0
     attempts: int = 3
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples", "pull", "window", "every", "attempts"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, it has to be positive")
+
 
 class Pieces(NamedTuple):
     """How a trajectory is cut into pieces that overlap.
@@ -254,7 +259,8 @@ class XDiffuser:
         Args:
             start: Where the robot is, and how fast if it has inertia: ``(2,)`` or ``(4,)`` in m and m/s.
             goal: Position ``(2,)`` in m.
-            free: Whether the robot can go straight; what start, goal and every segment of the plan have to pass.
+            free: Whether the robot can go straight; what the joints of start and goal, and every segment of a
+                trajectory, have to pass. For the way itself the graph answers: close edges where something is in them.
             generator: Source of the noise.
             sampler: How to denoise.
             joints: How start and goal are joined to the graph, by default to nodes that are free.
@@ -291,7 +297,7 @@ class XDiffuser:
         if best is None:
             best, origin = self.even(way).states, "way"
             if self.flaw(best, free) == "wall":
-                best = way.states  # whose segments are free, as smooth as they are not
+                best = way.states  # the graph answers for its segments
         route = way if best is way.states else self.timed(best)
         spent = time.perf_counter() - middle
         counts = {flaw: count for flaw, count in rejected.items() if count}

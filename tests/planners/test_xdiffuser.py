@@ -197,3 +197,9 @@ def test_damaged_and_foreign_files_are_refused(planner: XDiffuser, tmp_path: Pat
     file.write_bytes(b"nothing")
     with pytest.raises(BundleError, match="zip"):
         XDiffuser.load(file)
+
+
+@pytest.mark.parametrize("name", ["steps", "samples", "pull", "window", "every", "attempts"])
+def test_nothing_of_a_sampler_is_zero(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        Sampler(**{name: 0})

@@ -9,7 +9,6 @@ from typing import Any
 import tyro
 
 from envs.evaluate import EvaluateConfig, as_text, evaluate
-from kinoflow import planning
 from kinoflow.console import progress_bar, show
 from policies.load import LOADER
 
@@ -18,27 +17,11 @@ PLANNER = "xdiffuser"
 
 def for_arguments(arguments: list[str]) -> Callable[..., None]:
     """The command for policies, or that for planners if one is named first."""
-    return plan_command if arguments[:1] == [PLANNER] else command
+    if arguments[:1] != [PLANNER]:
+        return command
+    from kinoflow.commands import eval_plans  # imports torch, which bundles need not wait for
 
-
-def plan_command(
-    planner: tyro.conf.Positional[str],
-    config: planning.PlanEvaluation,
-    out: Path | None = None,
-    json: bool = False,
-) -> None:
-    """Drive along plans of XDiffuser, and of what is simpler, on paired seeds.
-
-    Args:
-        planner: xdiffuser.
-        config: What to evaluate.
-        out: Directory for report.json with the per-episode rows, and for plots.
-        json: Print JSON.
-    """
-    with progress_bar("episodes") as progress:
-        report = planning.evaluate(config, progress)
-    _write(report, out)
-    _show(report, json)
+    return eval_plans.command
 
 
 def command(
@@ -62,22 +45,24 @@ def command(
         raise ValueError("--video needs --out DIRECTORY and a policy")
     with progress_bar("episodes") as progress:
         report = evaluate(list(policies), LOADER, config, progress)
-    _write(report, out)
+    write(report, out)
     if out and video:
         from kinoflow.film import film
 
         for seed in range(config.seed, config.seed + video):
             film(policies[0], config, seed, out / f"episode_{seed}.mp4")
-    _show(report, json)
+    show_report(report, json)
 
 
-def _write(report: Mapping[str, Any], out: Path | None) -> None:
+def write(report: Mapping[str, Any], out: Path | None) -> None:
+    """Write a report with its pictures, if there is a directory for it."""
     if out:
         from kinoflow.figures import write_evaluation
 
         write_evaluation(report, out)
 
 
-def _show(report: Mapping[str, Any], json: bool) -> None:
+def show_report(report: Mapping[str, Any], json: bool) -> None:
+    """Print a report without its rows."""
     text = as_text(report) + (f"\nplanning {report['planning']}" if "planning" in report else "")
     show({key: value for key, value in report.items() if key != "rows"}, json, text)

@@ -28,15 +28,13 @@ import numpy as np
 import torch
 import tyro
 from rich.progress import track
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import dijkstra
-from scipy.spatial import KDTree
 from scipy.stats import spearmanr
 
+from benchmarks.point_robot import AHEAD, RADIUS, clearance, drive, least_steps, valid
 from envs.evaluate import wilson
 from envs.maze import MazeEnv
 from envs.maze_data import point_stitch
-from envs.mazes import CELL, SPEED, SPREAD, Maze, slide
+from envs.mazes import SPEED, SPREAD, Maze
 from planners.edges import (
     Cost,
     Joints,
@@ -58,11 +56,6 @@ from policies.spec import Array
 DATA_SEED, EPISODES, NODES = 1_000_000, 5000, 1000
 DISTANCES = 3  # trained from seeds of their own; graphs take turns with them
 ENDS = 50  # training episodes that the pace of a graph is measured on
-RADIUS = 0.7  # m, of the robot
-AHEAD = 0.5  # m from a waypoint it turns to the next one
-TOLERANCE, LIMIT = 1.0, 1000  # m from the goal, and steps, that count as success
-GAIN = 5.0  # actions per m
-GRID = 0.25  # m
 PROBES, NEAR = (200, 1000), 40.0  # states on either side of the rank correlation; steps
 TOLERATED = 0.1  # how far cost may be from steps
 
@@ -130,48 +123,6 @@ def graphs_of(world: World, nodes: Array, temporal: Cost) -> dict[str, StateGrap
     return {method: found[method] for method in METHODS}
 
 
-class Driven(NamedTuple):
-    """What came of plans.
-
-    Args:
-        steps: Until the robot was where the plan ends ``(P,)``, infinite if never.
-        success: Whether it came near enough to the goal ``(P,)``.
-    """
-
-    steps: Array
-    success: Array
-
-
-def drive(maze: Maze, plans: Sequence[Array]) -> Driven:
-    """Send a point robot along waypoints ``(M, 2)`` in m, from the first to the last, for `LIMIT` steps at most.
-
-    It moves ``SPEED * clip(a, -1, 1)`` with ``a`` proportional to how far the next waypoint is, and slides along walls.
-    """
-    last = np.array([len(plan) - 1 for plan in plans], int)
-    places = np.zeros((len(plans), last.max(initial=0) + 1, 2))
-    for row, plan in zip(places, plans, strict=True):
-        row[: len(plan)], row[len(plan) :] = plan, plan[-1]
-    position, goal, leg = places[:, 0].copy(), places[:, -1], np.zeros(len(plans), int)
-    steps, success = np.full(len(plans), inf), np.zeros(len(plans), bool)
-    moving = np.arange(len(plans))
-    for step in range(LIMIT + 1):
-        off = np.linalg.norm(goal[moving] - position[moving], axis=-1)
-        success[moving] |= off <= TOLERANCE
-        steps[moving[off < 1e-3]] = step
-        moving = moving[off >= 1e-3]
-        if not len(moving) or step == LIMIT:
-            break
-        near = moving
-        while len(near := near[leg[near] < last[near]]):
-            near = near[np.linalg.norm(places[near, leg[near]] - position[near], axis=-1) < AHEAD]
-            leg[near] += 1
-        action = np.clip(GAIN * (places[moving, leg[moving]] - position[moving]), -1, 1)
-        before = position[moving]
-        position[moving] = slide(maze, before, SPEED * action, RADIUS)
-        moving = moving[(position[moving] != before).any(-1)]  # who is stuck stays stuck
-    return Driven(steps, success)
-
-
 def plan_all(graph: StateGraph, maze: Maze, pairs: Array) -> list[tuple[Array, float]]:
     """Waypoints and cost between pairs of places ``(P, 2, 2)``; without a way no waypoints and an infinite cost."""
     joints, found = Joints(valid=partial(maze.segment_free, margin=RADIUS)), []
@@ -234,20 +185,6 @@ def run_graph(world: World, graph: StateGraph, tasks: Array, episodes: Sequence[
     }
 
 
-def valid(maze: Maze, points: Array, margin: float = 0.0) -> bool:
-    """Whether a plan ``(M, 2)`` touches no wall; one that there is not is not valid."""
-    return bool(len(points)) and bool(maze.segment_free(points[:-1], points[1:], margin).all())
-
-
-def clearance(maze: Maze, points: Array) -> float:
-    """How far in m a plan ``(M, 2)`` keeps off the walls, by the greater of both axes; 0 if it touches one."""
-    low, high = 0.0, CELL
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        low, high = (middle, high) if valid(maze, points, middle) else (low, middle)
-    return low
-
-
 def _ratio(steps: Array, costs: Array) -> float:
     """Median of steps over costs ``(P,)``, where there are both."""
     known = np.isfinite(steps) & np.isfinite(costs) & (costs > 0)
@@ -264,27 +201,6 @@ def run_seed(world: World, temporal: Cost, seed: int) -> dict[str, dict[str, Row
         graphs = graphs_of(world, draw(world.trajectories, NODES, np.random.default_rng(seed)), temporal)
         found[kind] = {method: run_graph(world, graph, tasks, episodes) for method, graph in graphs.items()}
     return found
-
-
-def least_steps(maze: Maze, places: Array, others: Array) -> Array:
-    """Steps ``(P, Q)`` that the robot needs at least between places ``(P, 2)`` and ``(Q, 2)``, on a fine grid.
-
-    It is as fast along a diagonal as along both axes, so a step to any of the eight neighbours takes equally long.
-    """
-    size = np.array([maze.shape[1], maze.shape[0]])
-    lines = [np.arange(-CELL / 2, CELL * count - CELL / 2 + GRID / 2, GRID) for count in size]
-    points = np.stack(np.meshgrid(*lines, indexing="ij"), -1).reshape(-1, 2)
-    index = np.arange(len(points)).reshape(len(lines[0]), len(lines[1]))
-    pairs = [(index[1:], index[:-1]), (index[:, 1:], index[:, :-1])]
-    pairs += [(index[1:, 1:], index[:-1, :-1]), (index[1:, :-1], index[:-1, 1:])]
-    edges = np.concatenate([np.stack([one.ravel(), other.ravel()], -1) for one, other in pairs])
-    free = maze.free(points, RADIUS)
-    edges = edges[free[edges].all(1)]
-    edges = edges[maze.segment_free(points[edges[:, 0]], points[edges[:, 1]], RADIUS)]
-    matrix = coo_array((np.full(len(edges), GRID / SPEED), tuple(edges.T)), shape=(len(points),) * 2).tocsr()
-    rows = np.flatnonzero(free)
-    first, second = (rows[KDTree(points[rows]).query(found)[1]] for found in (places, others))
-    return dijkstra(matrix, directed=False, indices=first)[:, second]
 
 
 def rank_correlations(world: World, cost: Cost) -> dict[str, float]:

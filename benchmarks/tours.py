@@ -32,10 +32,11 @@ from scipy.sparse.csgraph import dijkstra
 from benchmarks.graph_planning import EDGES, OURS, Data
 from envs.evaluate import wilson
 from envs.mazes import SPEED, Maze, sample_maze, sample_points, slide
+from planners.circuit import NoTour, nearest_neighbour
 from planners.edges import Joints
 from planners.graph import StateGraph
 from planners.search import Route
-from planners.tour import NoTour, Tour, inspection, nearest_neighbour, tour
+from planners.tour import Tour, inspection, tour
 from policies.files import replace_file
 from policies.spec import Array
 

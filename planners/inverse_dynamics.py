@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from planners.track import Reference
 from policies.files import replace_file
 from policies.spec import Array, ContractError
+from policies.training import seeded
 
 WIDTH, BATCH, RATE = 64, 256, 3e-3
 
@@ -72,8 +73,7 @@ class InverseDynamics(nn.Module):
             ContractError: Shapes do not fit together, or no recording is longer than the lead.
         """
         velocity, offset, command = _examples(trajectories, commands, lead)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # torch initialises layers from its global generator only
+        with seeded(seed):
             model = cls(lead * step_s, limit)
         drift = offset - model.lead_s * velocity
         model._scale.copy_(torch.cat([velocity, drift], -1).std(0).clamp(min=1e-6))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from planners.edges import WITHIN, GraphError
 from policies.files import replace_file
 from policies.spec import Array
+from policies.training import seeded
 
 FORMAT = 1  # of the file
 OCTAVES = 5  # of the waves that states are seen by; the longest spans twice the data
@@ -229,8 +230,7 @@ class _Training:
         last = np.repeat(np.cumsum(lengths) - 1, lengths)
         self._last = torch.from_numpy(last)
         self._starts = torch.from_numpy(np.flatnonzero(np.arange(len(last)) < last))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)  # torch initialises layers from its global generator only
+        with seeded(recipe.seed):
             self._network = _Embedding(self._states.shape[1], recipe.width)
         low, high = self._states.min(0).values, self._states.max(0).values
         self._network.centre.copy_((low + high) / 2)

@@ -1,8 +1,7 @@
 """XDiffuser: a way through a graph guides one denoising of a long trajectory (arXiv 2605.16863).
 
-The trajectory is composed of overlapping pieces that are denoised together, each told the noisy ends of those beside
-it, the first one the start and the last one the goal; where they overlap their estimates are averaged. Waypoints of the
-way pull what is near them in time. Where the published system descends the gradient of that pull, its proximal step is
+The trajectory is composed of overlapping pieces that are denoised together (`planners.pieces`). Waypoints of the way
+pull what is near them in time. Where the published system descends the gradient of that pull, its proximal step is
 taken here, which is stable for any strength.
 
 The graph has chosen the corridor, so that few samples and few steps do. What comes out is checked for walls and for
@@ -11,8 +10,6 @@ leaps; what does not pass is denoised again with more time or a narrower window,
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,32 +18,23 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from planners.edges import GraphError, Joints, Straight
+from planners import planner_file
+from planners.edges import Joints, Straight
 from planners.graph import StateGraph
+from planners.pieces import Pieces, agreeing, composed, joined, smoothed
 from planners.search import Route, downsampled, shortest_path
-from policies.archive import BundleError, pack, unpack
-from policies.files import replace_file
-from policies.flow import Estimate, Field, solve, straight, toward
-from policies.flow.guide import certain
+from policies.flow import solve, straight, toward
 from policies.spec import Array
-from policies.trajectory import Ends, TrajectoryModel, config_of
+from policies.trajectory import TrajectoryModel
 
-MANIFEST, WEIGHTS, GRAPH = "planner.json", "weights.safetensors", "graph.npz"
-SPEEDS = "speeds"  # beside the weights
-FORMAT = 1  # of the file
 NEAR = 64  # states that say how fast the trajectories are near a node
 SLOWER = 1.08  # times the duration of a plan that leapt, for the next attempt
 SPLICE = 8  # positions over which a trajectory fades into the way beside a wall
-USUAL, LENIENT = (
-    0.9999,
-    1.2,
-)  # quantile of the steps of the data, times this, beyond which a plan leaps or turns too fast
-SMOOTHING, FIXED = 10.0, 1e4  # weights of third differences and of the ends
+# Quantile of the steps of the data, times this, beyond which a plan leaps or turns too fast.
+USUAL, LENIENT = 0.9999, 1.2
 Free = Callable[[Array, Array], Array]  # from points (M, 2) to points (M, 2): whether the robot can go straight (M,)
 Origin = Literal["denoised", "helped", "way"]
 
@@ -77,27 +65,6 @@ class Sampler:
         for name in ("steps", "samples", "pull", "window", "every", "attempts"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, it has to be positive")
-
-
-class Pieces(NamedTuple):
-    """How a trajectory is cut into pieces that overlap.
-
-    Args:
-        first: The first state of each ``(K,)``.
-        horizon: States of each.
-    """
-
-    first: Array
-    horizon: int
-
-    @property
-    def total(self) -> int:
-        """States of the trajectory."""
-        return int(self.first[-1]) + self.horizon
-
-    def overlaps(self) -> Array:
-        """States that neighbours share ``(K - 1,)``."""
-        return self.horizon - np.diff(self.first)
 
 
 class Planned(NamedTuple):
@@ -182,20 +149,9 @@ class XDiffuser:
         Raises:
             OSError: The file cannot be written.
         """
-        weights = {name: value.half() for name, value in self.model.state_dict().items()}
-        parts = {
-            WEIGHTS: save({**weights, SPEEDS: torch.as_tensor(self.speeds, dtype=torch.float16)}),
-            GRAPH: self.graph.to_bytes(),
-        }
-        manifest = {
-            "format": FORMAT,
-            "model": self.model.settings,
-            "speed": self.graph.cost.speed if isinstance(self.graph.cost, Straight) else None,
-            **{name: getattr(self, name) for name in ("stride", "leap", "turn", "step_s")},
-            "origin": dict(self.origin),
-            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
-        }
-        replace_file(path, pack({MANIFEST: json.dumps(manifest, indent=2).encode(), **parts}))
+        units = {name: getattr(self, name) for name in planner_file.UNITS}
+        contents = planner_file.Contents(self.graph, self.model, self.speeds, units, self.origin)
+        planner_file.write(path, contents)
 
     @classmethod
     def load(cls, path: Path) -> XDiffuser:
@@ -205,25 +161,8 @@ class XDiffuser:
             FileNotFoundError: There is no such file.
             BundleError: It is damaged or no planner.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no planner {path}; train one with `kinoflow train xdiffuser`")
-        parts = unpack(path, lambda read: (MANIFEST, WEIGHTS, GRAPH))
-        try:
-            manifest = json.loads(parts[MANIFEST])
-            for name, digest in manifest["sha256"].items():
-                if hashlib.sha256(parts[name]).hexdigest() != digest:
-                    raise BundleError(f"{name} of {path} was changed; copy the planner again")
-            if manifest["format"] != FORMAT:
-                raise BundleError(f"{path} has format {manifest['format']}, not {FORMAT}; train the planner again")
-            model = TrajectoryModel(config_of(manifest["model"]))
-            weights = {name: value.float() for name, value in load(parts[WEIGHTS]).items()}
-            speeds = weights.pop(SPEEDS).numpy()
-            model.load_state_dict(weights)
-            graph = StateGraph.from_bytes(parts[GRAPH], Straight(manifest["speed"]), str(path))
-            units = {name: manifest[name] for name in ("stride", "leap", "turn", "step_s", "origin")}
-        except (KeyError, TypeError, RuntimeError, SafetensorError, GraphError, json.JSONDecodeError) as error:
-            raise BundleError(f"{path} is no planner or is damaged ({error}); copy it again") from error
-        return cls(graph, model.eval(), speeds, **units)
+        graph, model, speeds, units, origin = planner_file.read(path)
+        return cls(graph, model, speeds, **units, origin=origin)
 
     def timed(self, places: Array) -> Route:
         """A trajectory ``(T, 2)`` with its times."""
@@ -324,15 +263,8 @@ class XDiffuser:
 
     def pieces(self, way: Route) -> Pieces:
         """Cut a trajectory that takes as long as a way into pieces, as long ones and as few as possible."""
-        wanted = max(2, 1 + round(way.cost / self.stride))
-        (least, most), longest = self.model.config.overlap, self.model.config.horizon
-        for horizon in range(longest, 7, -4):
-            count = 1 if wanted <= horizon else 1 + -(-(wanted - horizon) // (horizon - least))
-            shortest = count * horizon - (count - 1) * most
-            if wanted >= shortest - (0 if count > 1 else 3):
-                break
-        total = max(wanted, shortest)
-        return Pieces(np.rint(np.linspace(0, total - horizon, count)).astype(int), horizon)
+        config = self.model.config
+        return Pieces.cut(max(2, 1 + round(way.cost / self.stride)), config.horizon, config.overlap)
 
     @torch.inference_mode()
     def denoise(
@@ -348,35 +280,25 @@ class XDiffuser:
             sampler: How.
             pieces: Of what they are composed.
         """
-        model, before = self.model, int(len(start) > 2)
-        field = self._composed(start, goal, pieces, sampler.samples)
+        model, begin = self.model, self._begin(start)
+        before = len(begin) - 1
+        field = composed(model, begin, goal, pieces, sampler.samples)
         if np.isfinite(sampler.pull):
             field = toward(field, *self._pull(way, pieces, sampler, before))
-        field = _agreeing(field, pieces)
+        field = agreeing(field, pieces)
         grid = model.grid(sampler.steps)
         shape = (sampler.samples * len(pieces.first), pieces.horizon, 2)
         noise = torch.randn(shape, generator=generator) * float(np.hypot(grid[0], 1 - grid[0]))
-        found = _joined(solve(straight(field), noise, grid), pieces)
+        found = joined(solve(straight(field), noise, grid), pieces)
         return smoothed(model.restore(found).numpy()[:, before:])
 
-    def _composed(self, start: Array, goal: Array, pieces: Pieces, samples: int) -> Field:
-        """Field over all pieces of all samples, ``(samples * K, H, 2)``, in which each sees those beside it."""
-        model, count, horizon = self.model, len(pieces.first), pieces.horizon
-        places, given, shared = torch.zeros(count, horizon, 2), *torch.zeros(2, count, horizon, 1)
+    def _begin(self, start: Array) -> Array:
+        """The first positions ``(B, 2)`` of a trajectory: where the robot is, after where it came from if it has
+        inertia, which says how fast it is."""
         begin = np.asarray(start, np.float32)[None, :2]
-        if len(start) > 2:  # where it came from says how fast it is
-            begin = np.concatenate([begin - self.stride * self.step_s * np.asarray(start)[None, 2:4], begin])
-        for piece, row, known in ((0, slice(len(begin)), begin), (-1, slice(-1, None), np.asarray(goal)[None])):
-            places[piece, row] = model.normal(torch.as_tensor(known, dtype=torch.float32))
-            given[piece, row] = 1
-        for index, overlap in enumerate(pieces.overlaps()):
-            shared[index, horizon - overlap :] = shared[index + 1, :overlap] = 1
-        places, given, shared = (part.repeat(samples, 1, 1) for part in (places, given, shared))
-
-        def field(x: Tensor, t: Tensor) -> Estimate:
-            return model.estimate(x, t, Ends(places, given, _beside(x, pieces), shared))
-
-        return field
+        if len(start) == 2:
+            return begin
+        return np.concatenate([begin - self.stride * self.step_s * np.asarray(start)[None, 2:4], begin])
 
     def _pull(self, way: Route, pieces: Pieces, sampler: Sampler, before: int) -> tuple[Tensor, Tensor]:
         """Target ``(samples * K, H, 2)`` in normal units and its precision ``(samples * K, H, 1)``: the weighted mean
@@ -388,9 +310,8 @@ class XDiffuser:
         total = weights.sum(1, keepdims=True)
         target = weights @ waypoints.states[:, :2] / np.maximum(total, 1e-9)
         precision = total * (self.model.config.scale / sampler.pull) ** 2
-        rows = pieces.first[:, None] + np.arange(pieces.horizon)
-        wanted = self.model.normal(torch.as_tensor(target[rows], dtype=torch.float32))
-        strength = torch.as_tensor(precision[rows], dtype=torch.float32)
+        wanted = self.model.normal(torch.as_tensor(target[pieces.rows], dtype=torch.float32))
+        strength = torch.as_tensor(precision[pieces.rows], dtype=torch.float32)
         return wanted.repeat(sampler.samples, 1, 1), strength.repeat(sampler.samples, 1, 1)
 
     def spliced(self, places: Array, way: Route, free: Free) -> Array:
@@ -416,20 +337,6 @@ class XDiffuser:
         return "turn" if _turn(places) > self.turn else ""
 
 
-def smoothed(places: Array) -> Array:
-    """Trajectories ``(samples, T, 2)`` whose steps change evenly, with the same ends.
-
-    A network is off by centimetres, here and there. That is nothing beside a maze, but to a robot with inertia a jump
-    of them within a stride is more than it can follow. Least squared third differences, as in Whittaker's smoother.
-    """
-    count = places.shape[1]
-    third = np.diff(np.eye(count), 3, axis=0)
-    weights = np.ones(count)
-    weights[[0, -1]] = FIXED
-    system = np.diag(weights) + SMOOTHING * third.T @ third
-    return np.linalg.solve(system, weights[:, None] * places).astype(np.float32)
-
-
 def _largest(trajectories: Sequence[Array], stride: int, order: int) -> float:
     """Largest difference of an order between positions ``stride`` apart, but for the few that are larger."""
     found = [
@@ -438,43 +345,6 @@ def _largest(trajectories: Sequence[Array], stride: int, order: int) -> float:
         for first in range(min(stride, max(0, len(place) - order * stride)))
     ]
     return float(np.quantile(np.concatenate(found), USUAL))
-
-
-def _beside(x: Tensor, pieces: Pieces) -> Tensor:
-    """What the pieces ``(samples * K, H, D)`` beside each one have where they overlap with it."""
-    count, horizon = len(pieces.first), pieces.horizon
-    own = x.reshape(-1, count, *x.shape[1:])
-    other = torch.zeros_like(own)
-    for index, overlap in enumerate(pieces.overlaps()):
-        other[:, index, horizon - overlap :] = own[:, index + 1, :overlap]
-        other[:, index + 1, :overlap] = own[:, index, horizon - overlap :]
-    return other.reshape(x.shape)
-
-
-def _joined(x: Tensor, pieces: Pieces) -> Tensor:
-    """Trajectories ``(samples, T, D)`` of pieces ``(samples * K, H, D)``; in overlaps one fades into the next."""
-    own = x.reshape(-1, len(pieces.first), *x.shape[1:])
-    weights = torch.ones(len(pieces.first), pieces.horizon, 1)
-    for index, overlap in enumerate(pieces.overlaps()):
-        rising = torch.arange(1, overlap + 1)[:, None] / (overlap + 1)
-        weights[index + 1, :overlap] *= rising
-        weights[index, pieces.horizon - overlap :] *= rising.flip(0)
-    whole, total = torch.zeros(len(own), pieces.total, x.shape[-1]), torch.zeros(pieces.total, 1)
-    for index, first in enumerate(pieces.first):
-        whole[:, first : first + pieces.horizon] += weights[index] * own[:, index]
-        total[first : first + pieces.horizon] += weights[index]
-    return whole / total
-
-
-def _agreeing(field: Field, pieces: Pieces) -> Field:
-    """The field whose estimates are the same wherever pieces overlap."""
-    rows = torch.as_tensor(pieces.first[:, None] + np.arange(pieces.horizon))
-
-    def agreed(x: Tensor, t: Tensor) -> Estimate:
-        data = _joined(field(x, t).data, pieces)[:, rows].flatten(0, 1)
-        return certain(data)(x, t)
-
-    return agreed
 
 
 def _turn(places: Array) -> float:

@@ -17,7 +17,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -26,6 +25,7 @@ from policies.head import find_head
 from policies.norm import ACTION, Normaliser
 from policies.policy import Policy
 from policies.spec import Array, ContractError, Feature, Spec
+from policies.training import STATE, Training, seeded
 
 ConfigT = TypeVar("ConfigT")
 Rollout = Callable[[Policy], float]
@@ -116,11 +116,9 @@ class Trainer(Generic[ConfigT]):
             if getattr(recipe, name) < 1:
                 raise ValueError(f"{name} is {getattr(recipe, name)}, at least 1 is needed")
         self.recipe, self.data, self.out = recipe, data, recipe.out
-        self.generator = torch.Generator().manual_seed(recipe.seed)
         seen = _chosen(data.spec, recipe.observations)
         spec = dataclasses.replace(data.spec, observations=seen, history=recipe.history, horizon=recipe.horizon)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)  # torch initialises layers from its global generator only
+        with seeded(recipe.seed):
             network = find_head(head)(spec, recipe.config)
         normaliser = Normaliser.fit(spec, {feature.name: data.observations[feature.name] for feature in seen})
         self.policy = Policy(network, normaliser, recipe.sample_steps, recipe.temperature)
@@ -128,10 +126,10 @@ class Trainer(Generic[ConfigT]):
             _take_over(self.policy, Policy.load(recipe.initial).state_dict(), recipe.initial)
         network.prepare(normaliser)
         self.average = deepcopy(self.policy).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
-            network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-        )
-        self.step, self.best = 0, -math.inf
+        networks = {"policy": self.policy, "average": self.average}
+        settings = {"betas": (0.9, 0.99), "weight_decay": recipe.weight_decay}
+        self._training = Training(self.out, recipe, networks, recipe.ema, **settings)
+        self.generator, self.best = self._training.generator, -math.inf
         known = {feature.name for feature in data.spec.observations if feature.label}
         self._labels = [name for name in network.labels if name in known]
         self._train_steps, self._valid_steps = np.flatnonzero(~data.valid), np.flatnonzero(data.valid)
@@ -140,8 +138,13 @@ class Trainer(Generic[ConfigT]):
 
         self._board = SummaryWriter(str(self.out), purge_step=self.step + 1)
 
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return self._training.step
+
     def _begin(self, head: str) -> None:
-        if (self.out / "state.safetensors").exists():
+        if (self.out / STATE).exists():
             raise ContractError(f"{self.out} already holds a run; continue it with --resume or choose another --out")
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before there was anything to resume
@@ -157,39 +160,20 @@ class Trainer(Generic[ConfigT]):
         replace_file(self.out / "run.json", json.dumps(run, indent=2).encode())
 
     def _resume(self, head: str) -> None:
-        if not (self.out / "state.safetensors").exists():
-            raise ContractError(
-                f"nothing to resume: {self.out / 'state.safetensors'} is missing; start without --resume"
-            )
+        if not (self.out / STATE).exists():
+            raise ContractError(f"nothing to resume: {self.out / STATE} is missing; start without --resume")
         run = json.loads((self.out / "run.json").read_text())
         present = {"head": head, "data_sha256": self.data.sha256, **_plain(self.recipe)}
         past = {"head": run["head"], "data_sha256": run["data_sha256"], **run["recipe"]}
-        for name in sorted(past.keys() - {"data", "out"}):  # paths may change, content may not
-            if past[name] != present[name]:
-                raise ContractError(f"cannot resume {self.out}: {name} was {past[name]}, now it is {present[name]}")
-        state = load_file(self.out / "state.safetensors")
-        self.policy.load_state_dict(under("policy.", state))
-        self.average.load_state_dict(under("average.", state))
-        self.generator.set_state(state["generator"])
-        self.step, self.best = int(state["step"]), float(state["best"])
-        for index, parameter in enumerate(self.policy.head.parameters()):
-            self.optimiser.state[parameter] = under(f"optimiser.{index}.", state)
+        content = sorted(past.keys() - {"data", "out"})  # paths may change
+        self.best = float(self._training.load({name: past[name] for name in content}, present)["best"])
         log = self.out / "metrics.jsonl"
         complete = [line for line in log.read_text().splitlines() if line.endswith("}")]  # an interruption may cut one
         kept = [line for line in complete if json.loads(line)["step"] <= self.step]
         replace_file(log, "".join(f"{line}\n" for line in kept).encode())
 
     def _save(self) -> None:
-        state: dict[str, Tensor] = {
-            "generator": self.generator.get_state(),
-            "step": torch.tensor(self.step),
-            "best": torch.tensor(self.best, dtype=torch.float64),
-        }
-        state |= {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for index, parameter in enumerate(self.policy.head.parameters()):
-            state |= {f"optimiser.{index}.{name}": value for name, value in self.optimiser.state[parameter].items()}
-        replace_file(self.out / "state.safetensors", save(state))
+        self._training.save(best=torch.tensor(self.best, dtype=torch.float64))
 
     def run(self, rollout: Rollout | None, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
         """Train to the end.
@@ -207,10 +191,9 @@ class Trainer(Generic[ConfigT]):
             losses.append(loss)
             if self.step % LOG_EVERY == 0:
                 rate = len(losses) * self.recipe.batch / (time.perf_counter() - since)
-                self._log(
-                    {"step": self.step, "loss": float(np.mean(losses)), "samples_per_s": rate, "lr": self._rate()}
-                )
-                progress(self.step, self.recipe.steps, f"loss {np.mean(losses):.4f}")
+                mean = float(np.mean(losses))
+                self._log({"step": self.step, "loss": mean, "samples_per_s": rate, "lr": self._training.rate})
+                progress(self.step, self.recipe.steps, f"loss {mean:.4f}")
                 since, losses = time.perf_counter(), []
             if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
                 entry = self._checkpoint(rollout)
@@ -225,20 +208,9 @@ class Trainer(Generic[ConfigT]):
     def _losses(self) -> Iterator[float]:
         self.policy.train()
         while self.step < self.recipe.steps:
-            self.step += 1
-            for group in self.optimiser.param_groups:
-                group["lr"] = self._rate()
             with _fast_math(self.recipe.bf16):
                 loss = self.policy.head.loss(*self._batch(self._train_steps), self.generator)
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.policy.head.parameters(), 1.0)
-            self.optimiser.step()
-            self._update_average()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {self.step}; lower --learning-rate")
-            yield value
+            yield self._training.advance(loss)
 
     def _batch(self, pool: Array) -> tuple[dict[str, Tensor], Tensor]:
         spec, normaliser = self.policy.spec, self.policy.normaliser
@@ -258,20 +230,6 @@ class Trainer(Generic[ConfigT]):
         begin, length = self.data.first[steps], self.data.last[steps] - self.data.first[steps] + 1
         drawn = torch.rand(len(steps), count, generator=self.generator).numpy()
         return (begin[:, None] + (drawn * length[:, None]).astype(int)).ravel()
-
-    def _rate(self) -> float:
-        recipe = self.recipe
-        if self.step < recipe.warmup:
-            return recipe.learning_rate * self.step / recipe.warmup
-        done = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-        return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
-
-    def _update_average(self) -> None:
-        decay = min(self.recipe.ema, self.step / (self.step + 9))  # a young average must forget the random start
-        average, current = (
-            [parameter.detach() for parameter in policy.head.parameters()] for policy in (self.average, self.policy)
-        )
-        torch._foreach_lerp_(average, current, 1 - decay)
 
     def _checkpoint(self, rollout: Rollout | None) -> dict[str, Any]:
         entry: dict[str, Any] = {"step": self.step}
@@ -324,11 +282,6 @@ def _fast_math(bf16: bool) -> Iterator[None]:
     """bfloat16 with the plain attention kernel: at a few tokens the fused CPU kernel is half as fast."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
         yield
-
-
-def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
-    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _plain(recipe: Any) -> dict[str, Any]:

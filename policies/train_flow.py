@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,17 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from policies.files import replace_file
 from policies.learned_flow import unit
 from policies.nets.flow import FlowNet, flow_loss
-from policies.spec import Array, ContractError
-from policies.train import under
+from policies.spec import Array
+from policies.training import Training, seeded
 
-STATE, WEIGHTS = "state.safetensors", "flow_net.safetensors"
+WEIGHTS = "flow_net.safetensors"
 MIRROR = (-1.0, 1.0)  # what a mirrored picture does to flow right and down
 
 
@@ -73,41 +71,12 @@ class FlowTrainer:
         valid: Mapping[str, Array],
         resume: bool = False,
     ) -> None:
-        self.out, self.recipe, self.pairs, self.valid, self.step = out, recipe, pairs, valid, 0
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)  # torch initialises layers from its global generator only
+        self.out, self.recipe, self.pairs, self.valid = out, recipe, pairs, valid
+        with seeded(recipe.seed):
             self.network = FlowNet()
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), recipe.learning_rate, weight_decay=1e-4)
-        self._run = {"recipe": json.dumps(dataclasses.asdict(recipe)), "pairs": _sha256(pairs)}
-        if resume != (out / STATE).exists():
-            remedy = "start without --resume" if resume else "continue it with --resume or choose another --out"
-            raise ContractError(f"{out} holds {'no' if resume else 'a'} run already; {remedy}")
-        if resume:
-            self._resume()
-
-    def _resume(self) -> None:
-        with safe_open(self.out / STATE, "pt") as file:
-            past = file.metadata()
-        for name, present in self._run.items():
-            if past[name] != present:
-                raise ContractError(f"cannot resume {self.out}: {name} was {past[name]}, now it is {present}")
-        state = load_file(self.out / STATE)
-        self.step = int(state.pop("step"))
-        self.generator.set_state(state.pop("generator"))
-        self.network.load_state_dict(under("network.", state))
-        for index, parameter in enumerate(self.network.parameters()):
-            self.optimiser.state[parameter] = under(f"optimiser.{index}.", state)
-
-    def _save(self) -> None:
-        weights = self.network.state_dict()
-        state = {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
-        state |= {f"network.{name}": value for name, value in weights.items()}
-        for index, parameter in enumerate(self.network.parameters()):
-            state |= {f"optimiser.{index}.{name}": value for name, value in self.optimiser.state[parameter].items()}
-        self.out.mkdir(parents=True, exist_ok=True)
-        replace_file(self.out / STATE, save(state, self._run))
-        replace_file(self.out / WEIGHTS, save(weights, {"step": str(self.step), **self._run}))
+        self._about = {"recipe": json.dumps(dataclasses.asdict(recipe)), "pairs": _sha256(pairs)}
+        self._training = Training(out, recipe, {"network": self.network}, weight_decay=1e-4)
+        self._training.enter(self._about, resume)
 
     def run(self, progress: Callable[[dict[str, float]], None]) -> None:
         """Train to the end.
@@ -116,42 +85,29 @@ class FlowTrainer:
             progress: Called at every report with the step, the mean ``loss`` since the last one, the mean end-point
                 error ``valid_px`` on the pairs to report on, and the ``cpu_s`` that the steps took.
         """
+        training, recipe = self._training, self.recipe
         losses, since = [], time.process_time()
-        while self.step < self.recipe.steps:
-            losses.append(self._advance())
-            if self.step % self.recipe.report_every == 0 or self.step == self.recipe.steps:
+        while training.step < recipe.steps:
+            losses.append(training.advance(self._loss()))
+            if training.step % recipe.report_every == 0 or training.step == recipe.steps:
                 spent, error = time.process_time() - since, self._error()
-                self._save()
-                progress({"step": self.step, "loss": float(np.mean(losses)), "valid_px": error, "cpu_s": spent})
+                training.save(self._about)
+                about = {"step": str(training.step), **self._about}
+                replace_file(self.out / WEIGHTS, save(self.network.state_dict(), about))
+                progress({"step": training.step, "loss": float(np.mean(losses)), "valid_px": error, "cpu_s": spent})
                 losses, since = [], time.process_time()
 
-    def _advance(self) -> float:
-        self.step += 1
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.learning_rate * self._decay()
+    def _loss(self) -> Tensor:
         first, second, flow, share = self._batch()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
             found, confidence = self.network(first, second)
-            loss = flow_loss(found, confidence, flow, share)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimiser.step()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.step}; lower --learning-rate")
-        return value
-
-    def _decay(self) -> float:
-        if self.step < self.recipe.warmup:
-            return self.step / self.recipe.warmup
-        done = (self.step - self.recipe.warmup) / max(1, self.recipe.steps - self.recipe.warmup)
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+            return flow_loss(found, confidence, flow, share)
 
     def _batch(self) -> list[Tensor]:
-        chosen = torch.randint(len(self.pairs["flow"]), (self.recipe.batch,), generator=self.generator).numpy()
+        generator = self._training.generator
+        chosen = torch.randint(len(self.pairs["flow"]), (self.recipe.batch,), generator=generator).numpy()
         batch = _tensors({name: values[chosen] for name, values in self.pairs.items()})
-        mirrored = torch.rand(self.recipe.batch, 1, 1, 1, generator=self.generator) < 0.5
+        mirrored = torch.rand(self.recipe.batch, 1, 1, 1, generator=generator) < 0.5
         turned = [values.flip(-1) for values in batch]
         turned[2] = turned[2] * torch.tensor(MIRROR)[:, None, None]
         return [torch.where(mirrored, there, here) for there, here in zip(turned, batch, strict=True)]

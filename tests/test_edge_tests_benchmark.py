@@ -12,24 +12,9 @@ import pytest
 
 pytest.importorskip("ogbench", reason="needs OGBench: pip install 'kinoflow[maze]'")
 
-from benchmarks import edge_tests
-from benchmarks.edge_tests import (
-    LIMIT,
-    METHODS,
-    NODE_KINDS,
-    OURS,
-    RADIUS,
-    World,
-    as_text,
-    clearance,
-    drive,
-    least_steps,
-    main,
-    plan_all,
-    run_seed,
-    summary,
-    valid,
-)
+from benchmarks import edge_tests, point_robot
+from benchmarks.edge_tests import METHODS, NODE_KINDS, OURS, World, as_text, main, plan_all, run_seed, summary
+from benchmarks.point_robot import LIMIT, RADIUS, clearance, drive, least_steps, valid
 from envs.mazes import SPEED, Maze
 from planners.edges import Straight
 from planners.graph import StateGraph
@@ -121,9 +106,10 @@ def test_the_smallest_run_is_consistent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seeds = []
-    small = {"NODES": 250, "DISTANCES": 2, "ENDS": 3, "PROBES": (20, 100), "LIMIT": 600}
+    small = {"NODES": 250, "DISTANCES": 2, "ENDS": 3, "PROBES": (20, 100)}
     for name, value in small.items():
         monkeypatch.setattr(edge_tests, name, value)
+    monkeypatch.setattr(point_robot, "LIMIT", 600)
     monkeypatch.setattr(edge_tests, "World", type("Small", (), {"giant": lambda: World.giant(200)}))
     monkeypatch.setattr(edge_tests, "TemporalRecipe", lambda seed: TemporalRecipe(steps=20, width=16, seed=seed))
     monkeypatch.setattr(edge_tests, "run_seed", lambda *given: seeds.append(run_seed(*given)) or seeds[-1])

@@ -7,8 +7,9 @@ pytest.importorskip("ortools", reason="needs OR-tools: pip install 'kinoflow[pla
 
 from benchmarks.tours import AT, KINDS, LOOK, NOISE, SIGHT, TOUR, as_text, follow, measure, plan, sight
 from envs.mazes import Maze, sample_maze
+from planners.circuit import NoTour
 from planners.search import Route
-from planners.tour import NoTour, Tour
+from planners.tour import Tour
 
 ROOMS = Maze((1, 2), np.empty((0, 2), int), np.empty(0, int), np.empty(0, bool))  # a wall between two cells
 

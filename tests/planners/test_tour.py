@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import dijkstra
 
+from planners.circuit import LEGS, NoTour, nearest_neighbour
 from planners.edges import GraphError, Joints, Straight
 from planners.graph import StateGraph
-from planners.tour import LEGS, NoTour, Tour, _legs, _ruled_out, inspection, nearest_neighbour, tour
+from planners.tour import Tour, inspection, tour
 
 pytest.importorskip("ortools", reason="needs OR-tools: pip install 'kinoflow[planning]'")
 
@@ -77,27 +78,12 @@ def held_karp(steps: np.ndarray, closed: bool) -> float:
 def test_legs_that_are_ruled_out_were_not_needed(
     seed: int, directed: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("planners.tour.LEGS", 2)  # of 11, so that most have to be proven away
+    monkeypatch.setattr("planners.circuit.LEGS", 2)  # of 11, so that most have to be proven away
     graph = graph_of(25, seed, directed)
     found = tour(graph, graph.nodes[:11], ALONE, closed)
     expected = held_karp(dijkstra(graph.matrix)[:11, :11], closed)
     assert found.bound <= expected + 1e-4
     assert found.cost == pytest.approx(expected, abs=0.02) and found.optimal
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("directed", [False, True])
-@pytest.mark.parametrize("closed", [False, True])
-def test_tours_with_a_leg_cost_at_least_what_is_said(seed: int, directed: bool, closed: bool) -> None:
-    legs = _legs(dijkstra(graph_of(14, seed, directed).matrix)[:7, :7], closed)
-    least = np.full(legs.shape, np.inf)
-    for order in permutations(range(1, 7)):
-        tour_legs = tuple(np.array([*pairwise((0, *order, 0))]).T)
-        least[tour_legs] = np.minimum(least[tour_legs], legs[tour_legs].sum())
-    bound, over = _ruled_out(legs, closed, float(least.min()) * 1.1)
-    assert bound <= least.min() + 1e-6 and bound >= (0.5 if directed else 0.9) * least.min()
-    np.fill_diagonal(over, 0)
-    assert (bound + over <= least + 1e-6).all()
 
 
 @pytest.mark.parametrize("closed", [False, True])

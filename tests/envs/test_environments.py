@@ -50,7 +50,8 @@ def test_observations_are_the_contract(name: str) -> None:
     env = make(name)
     observation, _ = env.reset(seed=0)
     env.contract.check({key: value[None] for key, value in observation.items()})
-    assert {value.dtype for value in observation.values()} == {np.dtype(np.float32)}
+    dtypes = {feature.name: np.dtype(feature.dtype) for feature in env.contract.observations}
+    assert {key: value.dtype for key, value in observation.items()} == dtypes
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -79,7 +79,7 @@ def fields(path: Path) -> None:
             product([first, second], [0.5, 0.5], start, uniform(STEPS), generator, 16)[0][None, :, 0, 0],
         ),
     ]
-    figure, axes = figures._axes(14, 3.2, len(panels))
+    figure, axes = figures.canvas(14, 3.2, len(panels))
     for axis, (title, states) in zip(axes, panels, strict=True):
         if len(states) > 1:
             axis.plot(uniform(STEPS), states[:, :60].numpy(), color="#1b6ca8", lw=0.5, alpha=0.5)
@@ -91,7 +91,7 @@ def fields(path: Path) -> None:
 
 def weights(reports: Sequence[dict[str, Any]], path: Path) -> None:
     """Per report validation score against the weight of the first parent, and what unseen episodes said."""
-    figure, axes = figures._axes(11, 3.6 * len(reports), 2, len(reports))
+    figure, axes = figures.canvas(11, 3.6 * len(reports), 2, len(reports))
     for report, left, right in zip(reports, axes[::2], axes[1::2], strict=True):
         _row(report, left, right)
     figures.save(figure, path)

@@ -63,7 +63,7 @@ def take(env: VideoNavEnv, by: Pilot, seed: int, instruction: str) -> Take:
 
 def strip(env: VideoNavEnv, taken: Take, path: Path) -> None:
     """Frames of the goal video, and below each what the camera saw when the robot was nearest to where it was taken."""
-    figure, axes = figures._axes(1.6 * len(SHOWN), 4.0, len(SHOWN), 2)
+    figure, axes = figures.canvas(1.6 * len(SHOWN), 4.0, len(SHOWN), 2)
     stop = SHOWN[np.abs(SHOWN - env.stop_frames[env.active]).argmin()]
     for frame, above, below in zip(SHOWN, axes, axes[len(SHOWN) :], strict=False):
         pose = env.frame_poses[frame]
@@ -87,7 +87,7 @@ def _picture(axis: Any, picture: Array, title: str, colour: str) -> None:
 
 def rooms(env: VideoNavEnv, by: Pilot, path: Path) -> Take:
     """Rooms from above with the robot's path under both sentences; returns the episode that is filmed."""
-    figure, axes = figures._axes(9.6, 10.6, 2, len(SEEDS) // 2)
+    figure, axes = figures.canvas(9.6, 10.6, 2, len(SEEDS) // 2)
     takes = {}
     for seed, axis in zip(SEEDS, axes, strict=True):
         for instruction in COLOURS:

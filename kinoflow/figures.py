@@ -16,7 +16,8 @@ from policies.files import replace_file
 COLOURS = {"policy": "#1b6ca8", "expert": "#2a9d5c", "straight line": "#d98324", "standing still": "#8a8f98"}
 
 
-def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+def canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """A figure of a size in inches, and its axes in reading order."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -34,6 +35,10 @@ def draw_scene(axis: Any, report: Mapping[str, Any], seed: int) -> None:
     world.reset(seed=seed)
     if hasattr(world, "room"):
         draw_room(axis, world.room)
+    elif hasattr(world, "scene"):
+        from kinoflow.driving_figures import draw_road
+
+        draw_road(axis, world.scene)
     elif hasattr(world, "maze"):
         from kinoflow.plan_figures import draw_ends, draw_walls
 
@@ -66,7 +71,7 @@ def draw_room(axis: Any, room: Room) -> None:
 
 def paths(report: Mapping[str, Any], count: int = 4) -> Any:
     """Paths from above in the first rooms of an evaluation, all drivers overlaid."""
-    figure, axes = _axes(3.1 * count, 3.3, count)
+    figure, axes = canvas(3.1 * count, 3.3, count)
     rows = report["rows"]
     for index, axis in enumerate(axes[: len(rows[report["policy"]])]):
         draw_scene(axis, report, rows[report["policy"]][index]["seed"])
@@ -82,7 +87,7 @@ def paths(report: Mapping[str, Any], count: int = 4) -> Any:
 def success(report: Mapping[str, Any]) -> Any:
     """Success of every driver with its Wilson interval."""
     drivers = {report["policy"]: report, **report["baselines"]}
-    figure, (axis,) = _axes(5.2, 0.5 * len(drivers) + 1)
+    figure, (axis,) = canvas(5.2, 0.5 * len(drivers) + 1)
     for position, (name, row) in enumerate(drivers.items()):
         rate, key = row["success"], "policy" if name == report["policy"] else name
         axis.barh(position, rate["mean"], color=COLOURS.get(key, "#7d5ba6"))
@@ -103,7 +108,7 @@ def success(report: Mapping[str, Any]) -> Any:
 def loss(metrics: Path) -> Any:
     """Training loss and validation success over steps, from a metrics.jsonl."""
     entries = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure, (left, right) = _axes(8, 2.8, 2)
+    figure, (left, right) = canvas(8, 2.8, 2)
     training = [entry for entry in entries if "loss" in entry]
     checkpoints = [entry for entry in entries if "valid_loss" in entry]
     left.plot([e["step"] for e in training], [e["loss"] for e in training], color="#9db8cc", label="training")
@@ -124,7 +129,7 @@ def loss(metrics: Path) -> Any:
 
 def histograms(columns: Sequence[tuple[str, np.ndarray]]) -> Any:
     """One histogram per (label, values)."""
-    figure, axes = _axes(2.8 * len(columns), 2.4, len(columns))
+    figure, axes = canvas(2.8 * len(columns), 2.4, len(columns))
     for axis, (label, values) in zip(axes, columns, strict=True):
         axis.hist(values, bins=40, color="#1b6ca8")
         axis.set(xlabel=label, yticks=[])
@@ -133,7 +138,7 @@ def histograms(columns: Sequence[tuple[str, np.ndarray]]) -> Any:
 
 def walk(room: Room, path: Sequence[Sequence[float]], goals: Sequence[Sequence[float]]) -> Any:
     """Path ``[[t, x, y], ...]`` of a run through its goals, from above."""
-    figure, (axis,) = _axes(4.4, 4.4)
+    figure, (axis,) = canvas(4.4, 4.4)
     draw_room(axis, room)
     points = np.array(path)
     shades = axis.scatter(points[:, 1], points[:, 2], c=points[:, 0], s=4, cmap="viridis")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from policies.flow import Estimate, from_velocity
 from policies.head import Head
-from policies.nets.dit import Context, DiT, EncoderBlock
+from policies.nets.dit import DiT, EncoderBlock
 from policies.nets.text import TextEncoder
 from policies.nets.vision import TinyEncoder
 from policies.spec import Feature, Spec
@@ -113,16 +113,20 @@ class FlowDiT(Head):
         constant = {feature.name for feature in self.spec.observations if feature.constant}
         return {name: self.tokens[name](values) if name in constant else values for name, values in observation.items()}
 
-    def encode(self, observation: Mapping[str, Tensor]) -> Context:
+    def encode(self, observation: Mapping[str, Tensor]) -> Any:
+        return self.dit.context(self.scene(observation))
+
+    def scene(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Tokens ``(B, N, width)`` of everything that is observed."""
         batch = max(len(values) for values in observation.values())
         # what is constant may be given once for several rows in a row
         tokens = [
             repeated(observation[f.name] if f.constant else self.tokens[f.name](observation[f.name]), batch)
             for f in self.spec.observations
         ]
-        return self.dit.context(self.norm(self.encoder(torch.cat(tokens, 1))))
+        return self.norm(self.encoder(torch.cat(tokens, 1)))
 
-    def estimate(self, x: Tensor, t: Tensor, context: Context) -> Estimate:
+    def estimate(self, x: Tensor, t: Tensor, context: Any) -> Estimate:
         return from_velocity(lambda x, t: self.dit(x, t, context))(x, t)
 
 

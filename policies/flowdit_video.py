@@ -105,7 +105,7 @@ class FlowDiTVideo(Head):
         self.arrived = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.dit = DiT(*spec.noise_shape, width, config.depth, config.heads)
 
-    def prepare(self, normaliser: Normaliser) -> None:
+    def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
         self._normaliser = [normaliser]  # in a list: it is the policy's, not a part of this module
         offset, scale = normaliser.statistics_of(WAY)
         self.way_offset.copy_(offset)

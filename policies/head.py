@@ -15,6 +15,8 @@ from policies.flow import Estimate, Field, matching_loss, uniform, uniform_times
 from policies.norm import Normaliser
 from policies.spec import Spec
 
+COMMITTED, HELD = "committed", "held"
+
 
 class Head(nn.Module, ABC):
     """An action head. Everything it sees and returns is in normal units; see `policies.norm`.
@@ -36,8 +38,16 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.spec, self.config = spec, config
 
-    def prepare(self, normaliser: Normaliser) -> None:
-        """Take note of what normal units stand for, once before training."""
+    candidates: int = 1
+    """Chunks that are denoised beside each other, of which `choose` picks one."""
+    noise_scale: float = 1.0
+    """Standard deviation of the noise that chunks start from."""
+    remembers: ClassVar[bool] = False
+    """Whether `encode` also gets ``COMMITTED`` ``(B, H, A)``, the actions being executed, and ``HELD`` ``(B,)``, which
+    is 0 where nothing is."""
+
+    def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
+        """Take note of what normal units stand for and what experts do, ``(N, H, A)`` in SI units; before training."""
 
     def digest(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Replace what is constant by what the network makes of it, once per goal, so that `encode` need not.
@@ -67,8 +77,16 @@ class Head(nn.Module, ABC):
 
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar training loss for expert chunks ``actions`` (B, H, A)."""
-        noise = torch.randn(actions.shape, generator=generator)
+        noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
         return matching_loss(self.bind(observation), actions, noise, uniform_times(len(actions), generator))
+
+    def propose(self, context: Any) -> Any:
+        """The context of `candidates` chunks per row, those of a row behind one another."""
+        return context
+
+    def choose(self, chunks: Tensor, context: Any) -> Tensor:
+        """Which of the chunks ``(B, candidates, H, A)`` that follow from a context of `encode` is best, ``(B,)``."""
+        return chunks.new_zeros(len(chunks), dtype=torch.long)
 
     def disagreement(self, context: Any) -> Tensor | None:
         """How far apart the parents of a composition were, ``(B,)``; None for a head that is on its own."""

@@ -24,9 +24,9 @@ def load_policy(path: str) -> ChunkPolicy:
 
     Args:
         path: A bundle (needs no torch), a run directory of ``kinoflow train`` or ``kinoflow import``, a LeRobot
-            checkpoint ``"lerobot:DIRECTORY"``, any of these with another number of denoising steps ``"PATH@20"``, or a
-            composition: ``"(0.6*PATH + 0.4*PATH)"`` at the level of scores, ``"mean(0.6*PATH + 0.4*PATH)"`` of
-            finished chunks.
+            checkpoint ``"lerobot:DIRECTORY"``, any of these with another number of denoising steps ``"PATH@20"`` or
+            with another setting of its head ``"PATH@guidance=1.5"``, or a composition:
+            ``"(0.6*PATH + 0.4*PATH)"`` at the level of scores, ``"mean(0.6*PATH + 0.4*PATH)"`` of finished chunks.
 
     Raises:
         ContractError: There is nothing of the kind, it is damaged, or it cannot be composed.
@@ -54,6 +54,9 @@ def load_trained(path: str) -> Policy:
     if stepped:
         policy = load_trained(stepped[1])
         return Policy(policy.head, policy.normaliser, int(stepped[2]), policy.temperature).eval()
+    changed = re.fullmatch(r"(.+)@(\w+)=([^@]*)", path)
+    if changed:
+        return _changed(load_trained(changed[1]), changed[2], changed[3])
     summed = re.fullmatch(r"(mean)?\((.+)\)", path)
     if summed:
         return _composed(summed[2], level="action" if summed[1] else "score")
@@ -64,6 +67,25 @@ def load_trained(path: str) -> Policy:
     raise ContractError(
         f"no policy at {path}; give a bundle (.kfb), a run directory of kinoflow train or import, or lerobot:DIRECTORY"
     )
+
+
+def _changed(policy: Policy, name: str, text: str) -> Policy:
+    """The policy with another setting of its head that its weights do not depend on."""
+    from policies.policy import Policy
+
+    settings = policy.settings
+    present = settings["config"].get(name)
+    if not isinstance(present, (str, float, int)):
+        raise ContractError(f"the head has no setting '{name}' to change; it has {', '.join(settings['config'])}")
+    try:
+        settings["config"][name] = type(present)(text)
+        changed = Policy.build(settings)
+        changed.load_state_dict(policy.state_dict())
+    except ValueError as error:
+        raise ContractError(f"{name} is {present}, it cannot be '{text}': {error}") from error
+    except RuntimeError as error:
+        raise ContractError(f"the weights were trained with {name} {present}; train with {text} to have it") from error
+    return changed.eval()
 
 
 def _refuse_pickle(path: str) -> None:

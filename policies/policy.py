@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from policies.bundle import SETTINGS, WEIGHTS, read_policy
 from policies.files import replace_file
 from policies.flow import Field, Found, Reward, hold, limited, rollover, solve, straight
-from policies.head import Head, find_head, head_name
+from policies.head import COMMITTED, HELD, Head, find_head, head_name
 from policies.norm import ACTION, Normaliser
 from policies.spec import Array, ContractError, Observation, Spec
 
@@ -87,15 +87,24 @@ class Policy(nn.Module):
         self, observation: Mapping[str, Tensor], noise: Tensor, committed: Tensor, hold_weights: Tensor
     ) -> Plan:
         """`plan` from an observation in normal units that the head's `digest` returned."""
-        past = self.spec.past
-        context = self.head.encode(observation)
-        committed = pad(self.normaliser.normalise(ACTION, committed), (0, 0, past, 0))
-        weights = pad(hold_weights, (past, 0))
-        field = hold(lambda x, t: self.head.estimate(x, t, context), committed, weights)
+        past, head, count = self.spec.past, self.head, self.head.candidates
+        committed = self.normaliser.normalise(ACTION, committed)
+        memory = {COMMITTED: committed, HELD: hold_weights.amax(-1)} if head.remembers else {}
+        encoded = head.encode({**observation, **memory})
+        context = head.propose(encoded)
+        if count > 1:
+            noise, committed, hold_weights = (x.repeat_interleave(count, 0) for x in (noise, committed, hold_weights))
+        committed, weights = pad(committed, (0, 0, past, 0)), pad(hold_weights, (past, 0))
+        field = hold(lambda x, t: head.estimate(x, t, context), committed, weights)
         field = self._limited(field, committed, weights >= 1)
-        actions = self._actions(solve(straight(field), self.start(noise), self.grid))
-        remarks = self.head.disagreement(context), self.head.arrival(context)
-        return Plan(actions, *(noise.new_zeros(len(noise)) if remark is None else remark for remark in remarks))
+        data = solve(straight(field), self.start(noise), self.grid)
+        if count > 1:
+            data = data.unflatten(0, (-1, count))
+            best = head.choose(data[:, :, past:], encoded)
+            data = data.gather(1, best[:, None, None, None].expand_as(data[:, :1]))[:, 0]
+        actions = self._actions(data)
+        remarks = head.disagreement(encoded), head.arrival(encoded)
+        return Plan(actions, *(actions.new_zeros(len(actions)) if remark is None else remark for remark in remarks))
 
     def _limited(self, field: Field, committed: Tensor, held: Tensor) -> Field:
         """Keep the limits of the contract at every denoising step, where it limits accelerations."""
@@ -167,7 +176,7 @@ class Policy(nn.Module):
 
     def start(self, noise: Tensor) -> Tensor:
         """Scale standard normal noise by the temperature and to the size of noisy normal data where the grid begins."""
-        return self.temperature * math.hypot(self.grid[0], 1 - self.grid[0]) * noise
+        return self.temperature * self.head.noise_scale * math.hypot(self.grid[0], 1 - self.grid[0]) * noise
 
     def _actions(self, data: Tensor) -> Tensor:
         """Turn normal chunks ``(B, past + H, A)`` into actions ``(B, H, A)`` within the limits of the contract."""

@@ -33,6 +33,7 @@ Rollout = Callable[[Policy], float]
 LOG_EVERY = 20
 SHARE = 16  # windows of a batch from one episode where something is constant, so that it is encoded once for them
 REMAINING = "remaining"  # label: seconds to the end of the demonstration, (B,)
+CHUNKS = 8192  # of the experts that a head sees before training
 SAVE_EVERY = 200  # steps an interruption can cost at most
 
 
@@ -116,6 +117,7 @@ class Trainer(Generic[ConfigT]):
             if getattr(recipe, name) < 1:
                 raise ValueError(f"{name} is {getattr(recipe, name)}, at least 1 is needed")
         self.recipe, self.data, self.out = recipe, data, recipe.out
+        self._train_steps, self._valid_steps = np.flatnonzero(~data.valid), np.flatnonzero(data.valid)
         seen = _chosen(data.spec, recipe.observations)
         spec = dataclasses.replace(data.spec, observations=seen, history=recipe.history, horizon=recipe.horizon)
         with seeded(recipe.seed):
@@ -124,7 +126,7 @@ class Trainer(Generic[ConfigT]):
         self.policy = Policy(network, normaliser, recipe.sample_steps, recipe.temperature)
         if recipe.initial is not None and not resume:
             _take_over(self.policy, Policy.load(recipe.initial).state_dict(), recipe.initial)
-        network.prepare(normaliser)
+        network.prepare(normaliser, self._chunks())
         self.average = deepcopy(self.policy).eval().requires_grad_(False)
         networks = {"policy": self.policy, "average": self.average}
         settings = {"betas": (0.9, 0.99), "weight_decay": recipe.weight_decay}
@@ -132,7 +134,6 @@ class Trainer(Generic[ConfigT]):
         self.generator, self.best = self._training.generator, -math.inf
         known = {feature.name for feature in data.spec.observations if feature.label}
         self._labels = [name for name in network.labels if name in known]
-        self._train_steps, self._valid_steps = np.flatnonzero(~data.valid), np.flatnonzero(data.valid)
         self._resume(head) if resume else self._begin(head)
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
@@ -142,6 +143,11 @@ class Trainer(Generic[ConfigT]):
     def step(self) -> int:
         """Optimiser steps taken."""
         return self._training.step
+
+    def _chunks(self) -> Tensor:
+        """What the experts did in some of the windows, ``(N, H, A)`` in SI units."""
+        chosen = np.random.default_rng(self.recipe.seed).permutation(self._train_steps)[:CHUNKS]
+        return torch.from_numpy(self.data.windows(np.sort(chosen), 1, self.recipe.horizon)[1])
 
     def _begin(self, head: str) -> None:
         if (self.out / STATE).exists():

@@ -44,7 +44,7 @@ def head(spec: Spec = SPEC) -> FlowDiTVideo:
 
 
 def loss(made: FlowDiTVideo, labels: dict[str, Tensor], rows: int = 4) -> Tensor:
-    made.prepare(Normaliser.identity(SPEC))
+    made.prepare(Normaliser.identity(SPEC), torch.zeros(1, SPEC.horizon, SPEC.action.dim))
     observation = {**observed(SPEC, rows), "remaining": torch.linspace(0, 3, rows), **labels}
     actions = torch.randn(rows, 8, 3, generator=torch.Generator().manual_seed(3))
     return made.loss(observation, actions, torch.Generator().manual_seed(0))
@@ -98,7 +98,7 @@ def test_masked_components_do_not_teach() -> None:
 def test_the_flow_constraint_pulls_chunks_onto_the_way_of_the_video() -> None:
     """Gradient steps on the constraint alone bring chunks that lead aside back to a way straight ahead."""
     made = head()
-    made.prepare(Normaliser.identity(SPEC))
+    made.prepare(Normaliser.identity(SPEC), torch.zeros(1, SPEC.horizon, SPEC.action.dim))
     path = torch.zeros(1, 2, *GOAL_PATH.shape)
     path[..., 0], path[..., 0, 3] = torch.linspace(0, 3, 16), 0.5
     chunk = torch.tensor([0.5, 0.2, 0.3]).repeat(1, 8, 1).requires_grad_()

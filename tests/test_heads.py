@@ -111,7 +111,7 @@ def test_every_observation_matters(kind: type[Head], name: str) -> None:
 def test_the_loss_is_reproducible_and_falls_on_64_samples(kind: type[Head]) -> None:
     torch.manual_seed(0)
     head, (observation, actions) = kind(contract(kind), kind.Config()), batch(kind, 64)
-    head.prepare(Normaliser.identity(contract(kind)))
+    head.prepare(Normaliser.identity(contract(kind)), actions)
     if "remaining" in kind.labels:
         observation["remaining"] = torch.linspace(0, 5, 64)
     losses = [head.loss(observation, actions, torch.Generator().manual_seed(7)) for _ in range(2)]

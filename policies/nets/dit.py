@@ -70,6 +70,24 @@ class EncoderBlock(nn.Module):
         return tokens + self.mlp(self.norm_mlp(tokens))
 
 
+class CrossBlock(nn.Module):
+    """Pre-norm block of queries ``(B, K, width)`` that look at tokens ``(B, N, width)``, not at each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        looking = split_heads(self.query(self.norm_attention(queries)), self.heads)
+        keys, values = (split_heads(part, self.heads) for part in self.key_value(tokens).chunk(2, -1))
+        queries = queries + self.out(attend(looking, keys, values))
+        return queries + self.mlp(self.norm_mlp(queries))
+
+
 class Block(nn.Module):
     """adaLN-Zero block: self-attention, cross-attention to cached keys and values, MLP; every branch is gated."""
 

@@ -1,0 +1,237 @@
+"""GoalFlow: goal points of a vocabulary are scored, each draws a chunk by flow matching, the best chunk is taken.
+
+After arXiv 2503.05689. Where the published system averages its best goals, which lies between the ways of a fork, every
+candidate has a goal of its own here. Chunks are velocities rather than poses, so that each can be driven; where one
+leads, `policies.motion` says. Goals are dropped per sample, so that guidance has an unconditional field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from policies import flowdit
+from policies.flow import Estimate, cfg, from_velocity, matching_loss, uniform_times
+from policies.flowdit import FlowDiT, fourier
+from policies.ground import ground_of
+from policies.motion import Motion
+from policies.nets.dit import Context, CrossBlock
+from policies.norm import ACTION, Normaliser
+from policies.spec import Spec
+
+LEVER = 0.1  # of the reach: how far apart goals are that differ by a rad of heading
+LIKELY = 0.5  # probability from which a goal counts as admissible
+SHADOW = 1e4  # score that decides for the chunk without a goal, or against it
+SCORES = 0.1  # weight of what the goal scorer is trained on, beside the flow
+SOFT = 0.3  # m of room over which a chunk becomes admissible
+DRAWN = 4096  # constant commands that the vocabulary picks from
+
+
+@dataclass(frozen=True)
+class Config(flowdit.Config):
+    """Size of the transformer, and how goals are used.
+
+    Args:
+        goals: Size of the vocabulary.
+        scorer_depth: Attention blocks of the goal scorer.
+        candidates: Chunks per plan, the last one without a goal.
+        apart: Least distance between the goals of candidates, in spacings of the vocabulary.
+        drop: Share of training samples without a goal.
+        guidance: Weight of the goal in classifier-free guidance; 1 is none, and spares half of the evaluations.
+        sigma: Standard deviation of the start noise.
+        admissible: Weight of admissibility, of goals and of chunks, beside the likelihood of the goal.
+        reached: Weight of the distance in spacings between the end of a chunk and its goal.
+        progress: Weight of the length of a chunk, in reaches.
+        comfort: Weight of the mean squared change from action to action, in normal units.
+    """
+
+    goals: int = 128
+    scorer_depth: int = 1
+    candidates: int = 16
+    apart: float = 1.5
+    drop: float = 0.15
+    guidance: float = 1.0
+    sigma: float = 0.1
+    admissible: float = 1.0
+    reached: float = 0.1
+    progress: float = 0.0
+    comfort: float = 1.0
+
+
+class Goals(NamedTuple):
+    """What the chunks of an observation share.
+
+    Args:
+        context: Of the transformer, for the best goal.
+        tokens: ``(B, N, width)`` of the scene.
+        picked: ``(B, candidates)`` goals of the candidates, best first; the last one stands for none.
+        score: ``(B, candidates)`` log likelihood of the goals, and of their admissibility.
+        admissible: ``(B,)`` whether one of them is.
+        observation: What was observed.
+    """
+
+    context: Context
+    tokens: Tensor
+    picked: Tensor
+    score: Tensor
+    admissible: Tensor
+    observation: Mapping[str, Tensor]
+
+
+class GoalFlow(FlowDiT):
+    """Velocity field over chunks, conditioned on a scene and on where the chunk shall end."""
+
+    Config = Config
+    offset: Tensor
+    scale: Tensor
+    goals: Tensor
+    reach: Tensor
+    spacing: Tensor
+
+    def __init__(self, spec: Spec, config: Any) -> None:
+        super().__init__(spec, config)
+        width = config.width
+        self.noise_scale = config.sigma
+        self.motion, self.ground = Motion(spec.action, spec.dt), ground_of(spec)
+        self.embed = nn.Sequential(nn.Linear(4 * (1 + 2 * config.octaves), width), nn.GELU(), nn.Linear(width, width))
+        self.nowhere = nn.Parameter(0.02 * torch.randn(width))
+        self.scorer = nn.ModuleList(CrossBlock(width, config.heads) for _ in range(config.scorer_depth))
+        self.verdict = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2))
+        self.register_buffer("offset", torch.zeros(spec.action.dim))
+        self.register_buffer("scale", torch.ones(spec.action.dim))
+        self.register_buffer("goals", torch.zeros(config.goals, 3))
+        self.register_buffer("reach", torch.ones(()))
+        self.register_buffer("spacing", torch.ones(()))
+        self._choose_goals(torch.zeros(0, spec.horizon, spec.action.dim))
+
+    @property
+    def candidates(self) -> int:  # type: ignore[override]
+        """Chunks per plan."""
+        return self.config.candidates
+
+    def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
+        self.ground.prepare(normaliser)
+        for buffer, value in zip((self.offset, self.scale), normaliser.statistics_of(ACTION), strict=True):
+            buffer.copy_(value)
+        self._choose_goals(chunks)
+
+    def _choose_goals(self, chunks: Tensor) -> None:
+        """The vocabulary: to stay, means of where experts went, and where constant commands lead."""
+        low, high = torch.tensor(self.spec.action.low), torch.tensor(self.spec.action.high)
+        generator = torch.Generator().manual_seed(0)
+        drawn = low + (high - low) * torch.rand(DRAWN, 1, self.spec.action.dim, generator=generator)
+        steady = self.motion.poses(drawn.expand(-1, self.spec.horizon, -1))[:, -1]
+        gone = self.motion.poses(chunks)[:, -1]
+        self.reach.copy_((gone if len(gone) else steady)[:, :2].norm(dim=-1).quantile(0.95).clamp(min=0.1))
+        stay, count = torch.zeros(1, 3), len(self.goals)
+        means = _means(self._flat(gone), 3 * count // 4) if len(gone) > count else torch.zeros(0, 4)
+        chosen = _spread(torch.cat([self._flat(stay), means]), self._flat(steady), count)
+        self.goals.copy_(torch.cat([chosen[:, :2], torch.atan2(chosen[:, 3:], chosen[:, 2:3])], -1))
+        apart = torch.cdist(self._flat(self.goals), self._flat(self.goals)).fill_diagonal_(torch.inf)
+        self.spacing.copy_(apart.amin(-1).median().clamp(min=1e-3))
+
+    def _flat(self, poses: Tensor) -> Tensor:
+        """Poses ``(..., 3)`` as points ``(..., 4)`` whose distance in m counts the heading too."""
+        lever, heading = LEVER * self.reach, poses[..., 2:]
+        return torch.cat([poses[..., :2], lever * heading.cos(), lever * heading.sin()], -1)
+
+    def encode(self, observation: Mapping[str, Tensor]) -> Goals:
+        tokens = self.scene(observation)
+        likely, admissible = self._scores(tokens)
+        score = likely.log_softmax(-1) + self.config.admissible * functional.logsigmoid(admissible)
+        picked = self._pick(score)
+        best = admissible.gather(1, picked[:, :-1]).amax(-1).sigmoid()
+        context = self._context(tokens, self._embedded(self.goals[picked[:, 0]]))
+        return Goals(context, tokens, picked, score.gather(1, picked), best >= LIKELY, observation)
+
+    def _scores(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, K)`` of how likely and how admissible each goal is, given a scene ``(B, N, width)``."""
+        goals = self._embedded(self.goals).expand(len(tokens), -1, -1)
+        for block in self.scorer:
+            goals = block(goals, tokens)
+        likely, admissible = self.verdict(goals).unbind(-1)
+        return likely, admissible
+
+    def _embedded(self, goals: Tensor) -> Tensor:
+        """Goals ``(..., 3)`` as tokens ``(..., width)``."""
+        place, heading = goals[..., :2] / (2 * self.reach), goals[..., 2:]
+        return self.embed(fourier(torch.cat([place, heading.cos(), heading.sin()], -1), self.config.octaves))
+
+    def _context(self, tokens: Tensor, goal: Tensor) -> Context:
+        return self.dit.context(torch.cat([tokens, goal[:, None]], 1))
+
+    def _pick(self, score: Tensor) -> Tensor:
+        """The best goals ``(B, candidates)`` that are apart from each other, by their scores ``(B, K)``."""
+        flat, radius = self._flat(self.goals), self.config.apart * self.spacing
+        near = ((flat[:, None] - flat).square().sum(-1) < radius**2).to(score.dtype)
+        picked = []
+        for _ in range(self.candidates):
+            picked.append(score.argmax(-1))
+            score = score - 1e3 * near[picked[-1]]  # once all are taken, the best again
+        return torch.stack(picked, -1)
+
+    def propose(self, context: Goals) -> Any:
+        wanted = self._embedded(self.goals[context.picked])
+        wanted = torch.cat([wanted[:, :-1], self.nowhere.expand_as(wanted[:, -1:])], 1).flatten(0, 1)
+        tokens = context.tokens.repeat_interleave(self.candidates, 0)
+        return context._replace(context=self._context(tokens, wanted), tokens=tokens)
+
+    def estimate(self, x: Tensor, t: Tensor, context: Goals) -> Estimate:
+        field = from_velocity(lambda x, t: self.dit(x, t, context.context))
+        if self.config.guidance != 1:
+            without = self._context(context.tokens, self.nowhere.expand(len(x), -1))
+            field = cfg(field, from_velocity(lambda x, t: self.dit(x, t, without)), self.config.guidance)
+        return field(x, t)
+
+    def choose(self, chunks: Tensor, context: Goals) -> Tensor:
+        return self.rating(chunks, context).argmax(-1)
+
+    def rating(self, chunks: Tensor, context: Goals) -> Tensor:
+        """How good chunks ``(B, candidates, H, A)`` are: goals, whether they are reached, room, length, comfort."""
+        config = self.config
+        poses = self.motion.poses(chunks * self.scale + self.offset)
+        missed = (self._flat(poses[:, :, -1]) - self._flat(self.goals[context.picked])).norm(dim=-1) / self.spacing
+        room = self.ground.clearance(context.observation, poses, self.motion.dt)
+        length = poses[..., :2].diff(dim=2).norm(dim=-1).sum(-1) / self.reach
+        jerky = chunks.diff(dim=2).square().mean((2, 3))
+        score = context.score - config.reached * missed + config.admissible * functional.logsigmoid(room / SOFT)
+        score = score + config.progress * length - config.comfort * jerky
+        shadow = torch.where(context.admissible, -SHADOW, SHADOW)
+        return torch.cat([score[:, :-1], shadow[:, None]], 1)
+
+    def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
+        tokens = self.scene(self.digest(observation))
+        end = self._flat(self.motion.poses(actions * self.scale + self.offset)[:, -1])
+        away = (end[:, None] - self._flat(self.goals)).square().sum(-1) / self.spacing**2
+        likely, admissible = self._scores(tokens)
+        free = self.ground.margin(observation, self.goals.expand(len(actions), -1, -1)) > 0
+        scores = -(away.neg().softmax(-1) * likely.log_softmax(-1)).sum(-1).mean()
+        scores = scores + functional.binary_cross_entropy_with_logits(admissible, free.to(admissible.dtype))
+        wanted = self._embedded(self.goals[away.argmin(-1)])
+        dropped = torch.rand(len(actions), 1, generator=generator) < self.config.drop
+        context = self._context(tokens, torch.where(dropped, self.nowhere, wanted))
+        noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
+        times = uniform_times(len(actions), generator)
+        field = from_velocity(lambda x, t: self.dit(x, t, context))
+        return matching_loss(field, actions, noise, times) + SCORES * scores
+
+
+def _means(points: Tensor, count: int) -> Tensor:
+    """Means ``(count, D)`` of clusters of points ``(N, D)``."""
+    from scipy.cluster.vq import kmeans2
+
+    centres, _ = kmeans2(points.double().numpy(), count, minit="++", seed=0)
+    return torch.from_numpy(centres).to(points.dtype)
+
+
+def _spread(chosen: Tensor, points: Tensor, count: int) -> Tensor:
+    """Points ``(count, D)``: those chosen already, and others of ``points`` as far from all of them as can be."""
+    while len(chosen) < count:
+        apart = torch.cdist(points, chosen).amin(-1)
+        chosen = torch.cat([chosen, points[apart.argmax()][None]])
+    return chosen

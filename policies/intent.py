@@ -1,0 +1,214 @@
+"""Streaming intent: a scene is read in four steps, the last one an intent, which guides a flow in two steps.
+
+After arXiv 2605.12622, which has no public code: its published parts are the chain perceive, predict, judge, plan, an
+index of 20 intents, classifier-free guidance by the intent, two denoising steps, and a memory of the previous
+commitment. That memory is the chunk that is being executed: what it does by rule counts as evidence for doing so again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from policies import flowdit
+from policies.flow import Estimate, cfg, from_velocity, matching_loss, residual_cfg, uniform_times
+from policies.flowdit import FlowDiT
+from policies.ground import AHEAD, ground_of
+from policies.head import COMMITTED, HELD
+from policies.maneuver import INTENTS, LENGTHWAYS, Maneuvers, allowed
+from policies.motion import Motion
+from policies.nets.dit import Context, CrossBlock
+from policies.norm import ACTION, Normaliser
+from policies.spec import Spec
+
+CONFLICT = ("clear", "later", "soon")
+WAYS = tuple("+".join(ways) or "none" for n in range(4) for ways in itertools.combinations(("left", "on", "right"), n))
+STEPS = {"perceive": AHEAD, "predict": CONFLICT, "judge": WAYS, "plan": INTENTS}
+"""The steps of the reasoning and what each may say: what is first ahead; whether going on straight ends in a conflict,
+and in which half of the horizon; which ways are open; what to do."""
+READING = 0.1  # weight of what the reasoning is trained on, beside the flow
+PROBE = 0.6  # of the largest yaw rate, to try the ways left and right
+NEVER = 1e3
+
+
+@dataclass(frozen=True)
+class Config(flowdit.Config):
+    """Size of the transformer, and how intents are used.
+
+    Args:
+        intent: To follow instead of the own one, see `policies.maneuver.allowed`; empty for the own one.
+        refuse: Least probability of what is commanded; below, the own intent is followed.
+        guidance: Weight of the intent; 1 is none and 0 ignores it. Above 1.5 few steps break plans.
+        guide: ``"full"`` compares with the field without intent; ``"residual"`` with the chunk being executed, which
+            costs nothing; both only where ``guidance`` is not 1.
+        guided: Time up to which guidance acts: 0.5 is the first of two steps.
+        stay: Log-odds by which another intent has to be likelier before the commitment is given up, half for each
+            of its two parts; 0 has no memory.
+        drop: Share of training samples without an intent.
+        sigma: Standard deviation of the start noise.
+    """
+
+    intent: str = ""
+    refuse: float = 0.01
+    guidance: float = 1.25
+    guide: Literal["full", "residual"] = "full"
+    guided: float = 1.0
+    stay: float = 2.0
+    drop: float = 0.15
+    sigma: float = 0.1
+
+
+class Commitment(NamedTuple):
+    """What the denoising steps of a chunk share.
+
+    Args:
+        chosen: Of the transformer, with the intent.
+        free: Of the transformer, without.
+        reading: ``(B, 4)`` what each of `STEPS` said.
+        committed: ``(B, H, A)`` the chunk being executed, in normal units.
+        held: ``(B,)`` whether there is one.
+    """
+
+    chosen: Context
+    free: Context
+    reading: Tensor
+    committed: Tensor
+    held: Tensor
+
+
+class StreamingIntent(FlowDiT):
+    """Velocity field over chunks, guided by an intent that is inferred from the scene and carried over time."""
+
+    Config = Config
+    remembers = True
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: Spec, config: Any) -> None:
+        super().__init__(spec, config)
+        width, self.noise_scale = config.width, config.sigma
+        self.motion, self.ground = Motion(spec.action, spec.dt), ground_of(spec)
+        self.maneuvers = Maneuvers(spec.action, spec.dt)
+        self.questions = nn.Parameter(0.02 * torch.randn(len(STEPS), width))
+        self.answers = nn.ModuleList(nn.Embedding(len(words), width) for words in STEPS.values())
+        self.readers = nn.ModuleList(CrossBlock(width, config.heads) for _ in STEPS)
+        self.words = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(w))) for w in STEPS.values())
+        self.intents = nn.Embedding(len(INTENTS) + 1, width)  # the last one stands for none
+        self.register_buffer("offset", torch.zeros(spec.action.dim))
+        self.register_buffer("scale", torch.ones(spec.action.dim))
+
+    def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
+        self.ground.prepare(normaliser)
+        for buffer, value in zip((self.offset, self.scale), normaliser.statistics_of(ACTION), strict=True):
+            buffer.copy_(value)
+
+    def encode(self, observation: Mapping[str, Tensor]) -> Commitment:
+        tokens = self.scene({name: value for name, value in observation.items() if name not in (COMMITTED, HELD)})
+        shape = len(tokens), self.spec.horizon, self.spec.action.dim
+        committed = observation.get(COMMITTED, tokens.new_zeros(shape))
+        held = observation.get(HELD, tokens.new_zeros(len(tokens)))
+        evidence = self._evidence(committed, held)
+        reading, _ = self.read(tokens, decide=lambda logits: self._decided(logits + evidence))
+        none = torch.full_like(reading[:, -1], len(INTENTS))
+        return Commitment(self._context(tokens, reading[:, -1]), self._context(tokens, none), reading, committed, held)
+
+    def _evidence(self, committed: Tensor, held: Tensor) -> Tensor:
+        """Log-odds ``(B, 20)`` of each intent from what is being done."""
+        count, now = len(LENGTHWAYS), self.maneuvers.labels(committed * self.scale + self.offset)[:, None]
+        intents = torch.arange(len(INTENTS), device=now.device)
+        same = (intents // count == now // count).float() + (intents % count == now % count).float()
+        return self.config.stay / 2 * same * (held > 0)[:, None]
+
+    def _decided(self, logits: Tensor) -> Tensor:
+        """The logits ``(B, 20)`` of what is commanded only, unless that is out of the question here."""
+        commanded = torch.tensor(allowed(self.config.intent), device=logits.device)
+        likely = (logits.softmax(-1) * commanded).sum(-1, keepdim=True) >= self.config.refuse
+        return torch.where(commanded | ~likely, logits, -NEVER)
+
+    def read(
+        self,
+        tokens: Tensor,
+        said: Tensor | None = None,
+        decide: Callable[[Tensor], Tensor] = lambda logits: logits,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Answer one question after the other, each knowing the answers before.
+
+        Args:
+            tokens: ``(B, N, width)`` of the scene.
+            said: ``(B, 4)`` true answers to the questions before, while training; its own ones by default.
+            decide: What to make of the logits ``(B, 20)`` of the intents before the largest is taken.
+
+        Returns:
+            Answers ``(B, 4)`` and the logits of each question.
+        """
+        thought = tokens.new_zeros(len(tokens), 1, tokens.shape[-1])
+        logits, answers = [], []
+        for index, (reader, words, answer) in enumerate(zip(self.readers, self.words, self.answers, strict=True)):
+            thought = reader(thought + self.questions[index], tokens)
+            found = words(thought[:, 0])
+            logits.append(decide(found) if index == len(STEPS) - 1 else found)
+            answers.append(logits[-1].argmax(-1) if said is None else said[:, index])
+            thought = thought + answer(answers[-1])[:, None]
+        return torch.stack(answers, 1), logits
+
+    def in_words(self, reading: Tensor) -> list[dict[str, str]]:
+        """Readings ``(B, 4)`` as text."""
+        return [
+            {step: words[int(answer)] for (step, words), answer in zip(STEPS.items(), row, strict=True)}
+            for row in reading
+        ]
+
+    def facts(self, observation: Mapping[str, Tensor], actions: Tensor) -> Tensor:
+        """True answers ``(B, 4)``: by rule from what is observed, and from what the expert does, in SI units."""
+        horizon, spec = self.spec.horizon, self.spec
+        steady = actions[:, :1].expand(-1, horizon, -1)
+        room = [
+            self.ground.clearance(observation, self.motion.poses(part)[:, None], self.motion.dt)[:, 0]
+            for part in (steady[:, : horizon // 2], steady)
+        ]
+        soon, later = (part < 0 for part in room)
+        turning = torch.tensor([name in ("wz", "yaw_rate") for name in spec.action.names], device=actions.device)
+        most = PROBE * turning * torch.tensor(spec.action.high, device=actions.device)
+        ways = torch.stack([self.motion.poses(torch.where(turning, side * most, steady)) for side in (1, 0, -1)], 1)
+        free = self.ground.clearance(observation, ways[:, :, : horizon // 2], self.motion.dt) > 0
+        names = [
+            "+".join(w for w, is_free in zip(("left", "on", "right"), code, strict=True) if is_free) or "none"
+            for code in itertools.product((False, True), repeat=3)
+        ]
+        order = torch.tensor([WAYS.index(name) for name in names], device=actions.device)
+        judged = order[(free * torch.tensor([4, 2, 1], device=free.device)).sum(-1)]
+        conflict = torch.where(soon, 2, torch.where(later, 1, 0))
+        return torch.stack([self.ground.ahead(observation), conflict, judged, self.maneuvers.labels(actions)], 1)
+
+    def _context(self, tokens: Tensor, intent: Tensor) -> Context:
+        return self.dit.context(torch.cat([tokens, self.intents(intent)[:, None]], 1))
+
+    def estimate(self, x: Tensor, t: Tensor, context: Commitment) -> Estimate:
+        config = self.config
+        field = from_velocity(lambda x, t: self.dit(x, t, context.chosen))
+        if config.guidance == 1:
+            return field(x, t)
+        weight = torch.where(t < config.guided, config.guidance, 1.0)
+        if config.guide == "residual":
+            weight = torch.where(context.held > 0, weight, 1.0)
+            return residual_cfg(field, context.committed, weight[:, None, None])(x, t)
+        free = from_velocity(lambda x, t: self.dit(x, t, context.free))
+        return cfg(field, free, weight[:, None, None])(x, t)
+
+    def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
+        tokens = self.scene(self.digest(observation))
+        facts = self.facts(observation, actions * self.scale + self.offset)
+        _, logits = self.read(tokens, facts)
+        reading = sum(functional.cross_entropy(found, facts[:, index]) for index, found in enumerate(logits))
+        dropped = torch.rand(len(actions), generator=generator) < self.config.drop
+        context = self._context(tokens, torch.where(dropped, len(INTENTS), facts[:, -1]))
+        noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
+        times = uniform_times(len(actions), generator)
+        field = from_velocity(lambda x, t: self.dit(x, t, context))
+        return matching_loss(field, actions, noise, times) + READING * reading

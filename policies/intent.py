@@ -97,7 +97,7 @@ class StreamingIntent(FlowDiT):
         self.maneuvers = Maneuvers(spec.action, spec.dt)
         self.questions = nn.Parameter(0.02 * torch.randn(len(STEPS), width))
         self.answers = nn.ModuleList(nn.Embedding(len(words), width) for words in STEPS.values())
-        self.readers = nn.ModuleList(CrossBlock(width, config.heads) for _ in STEPS)
+        self.reader = CrossBlock(width, config.heads)
         self.words = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(w))) for w in STEPS.values())
         self.intents = nn.Embedding(len(INTENTS) + 1, width)  # the last one stands for none
         self.register_buffer("offset", torch.zeros(spec.action.dim))
@@ -149,8 +149,8 @@ class StreamingIntent(FlowDiT):
         """
         thought = tokens.new_zeros(len(tokens), 1, tokens.shape[-1])
         logits, answers = [], []
-        for index, (reader, words, answer) in enumerate(zip(self.readers, self.words, self.answers, strict=True)):
-            thought = reader(thought + self.questions[index], tokens)
+        for index, (words, answer) in enumerate(zip(self.words, self.answers, strict=True)):
+            thought = self.reader(thought + self.questions[index], tokens)
             found = words(thought[:, 0])
             logits.append(decide(found) if index == len(STEPS) - 1 else found)
             answers.append(logits[-1].argmax(-1) if said is None else said[:, index])

@@ -274,6 +274,11 @@ def _require_fields(parents: Sequence[Policy]) -> None:
                 f"{type(policy.head).__name__} {'averages finished chunks' if averaged else 'jumps to the data'} in "
                 "one step and has no field in between; compose finished chunks instead: level='action'"
             )
+        if policy.head.noise_scale != 1:
+            raise ContractError(
+                f"{type(policy.head).__name__} starts from noise of size {policy.head.noise_scale}, other policies from "
+                "1; compose finished chunks instead: level='action'"
+            )
 
 
 def _known(estimate: Estimate) -> Field:

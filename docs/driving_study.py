@@ -1,0 +1,326 @@
+"""Studies of the driving heads that are no closed loop: forks, streaming intents, weights of guidance.
+
+    python docs/driving_study.py forks --goalflow models/driving_goalflow.kfb --intent models/driving_intent.kfb
+    python docs/driving_study.py streaming --intent models/driving_intent.kfb
+    python docs/driving_study.py weights --intent models/driving_intent.kfb
+
+Each writes JSON into docs/results. Choices were made on seeds from 500,000, reports begin at 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+
+from envs.driving import DrivingEnv
+from envs.evaluate import wilson
+from envs.experts.driving import Expert
+from envs.metrics.tracker import sampled
+from kinoflow.console import progress_bar
+from kinoflow.driving_plans import ON_ROUTE, SAMPLES, Case, Plans, case, sweep, valid
+from policies.chunk import Chunk
+from policies.files import replace_file
+from policies.flow import solve, straight
+from policies.head import COMMITTED, HELD
+from policies.intent import StreamingIntent
+from policies.load import load_trained
+from policies.maneuver import Maneuvers
+from policies.policy import Policy
+from policies.spec import Array
+
+RESULTS = Path(__file__).parent / "results"
+SWEPT = (
+    *("keep accelerate", "keep hold", "keep decelerate", "keep stop"),
+    *("turn-left hold", "turn-right hold", "turn-left decelerate", "turn-right decelerate"),
+)
+NOISE = {"car": 0.2, "paths": 0.2, "others": 0.3, "raster": 8.0}  # standard deviations, SI or grey levels
+SECONDS = 6.0  # of a drive that intents are read along
+SETTLED = 5  # steps of 0.2 s that a real change lasts at least
+
+
+@dataclass(frozen=True)
+class Forks:
+    """Whether plans part at a fork, and whether any goes between the ways.
+
+    Args:
+        goalflow: Policy with goals.
+        intent: Policy with intents.
+        scenes: Forks from the first seed on.
+        seed: First seed.
+        out: File for the result.
+    """
+
+    goalflow: str
+    intent: str
+    scenes: int = 150
+    seed: int = 0
+    out: Path = RESULTS / "driving_forks.json"
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How often an intent flips under sensor noise, and how soon it follows a real change.
+
+    Args:
+        intent: Policy with intents.
+        scenes: Drives from the first seed on.
+        seed: First seed.
+        stays: Log-odds of the commitment to compare; 0 has no memory.
+        out: File for the result.
+    """
+
+    intent: str
+    scenes: int = 100
+    seed: int = 0
+    stays: tuple[float, ...] = (0.0, 2.0)
+    out: Path = RESULTS / "driving_streaming.json"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Faithfulness and validity by weight of guidance.
+
+    Args:
+        intent: Policy with intents.
+        weights: Of guidance.
+        steps: Denoising steps.
+        scenes: From the first seed on.
+        seed: First seed.
+        out: File for the result.
+    """
+
+    intent: str
+    weights: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+    steps: tuple[int, ...] = (1, 2, 5)
+    scenes: int = 60
+    seed: int = 0
+    out: Path = RESULTS / "driving_weights.json"
+
+
+def candidates(policy: Policy, here: Case) -> Array:
+    """All chunks ``(candidates, H, A)`` of a plan with goals, the one without a goal last."""
+    head, spec = policy.head, policy.spec
+    observation = {f.name: torch.from_numpy(here.observation[f.name])[None] for f in spec.observations}
+    with torch.inference_mode():
+        context = head.propose(head.encode(policy.normaliser(observation)))
+        noise = torch.randn(1, *spec.noise_shape, generator=torch.Generator().manual_seed(0))
+        start = policy.start(noise).repeat(head.candidates, 1, 1)
+        data = solve(straight(lambda x, t: head.estimate(x, t, context)), start, policy.grid)
+        return policy._actions(data).numpy()
+
+
+def ways_taken(plans: Plans, here: Case, chunks: Array) -> Array:
+    """Which way of a fork each chunk ends on, -1 for none: ``(P,)``."""
+    ends = sampled(plans.poses(chunks), plans.policy.spec.dt, here.env.pose, SAMPLES)[:, -1, :2]
+    apart = np.stack([np.linalg.norm(route[:, None] - ends, axis=-1).min(0) for route in here.env.scene.routes])
+    return np.where(apart.min(0) < ON_ROUTE, apart.argmin(0), -1)
+
+
+def parted(here: Case, horizon_s: float) -> bool:
+    """Whether the ways have parted where a car at its speed is at the end of a plan."""
+    begin = int(np.linalg.norm(here.env.scene.routes[0] - here.env.pose[:2], axis=-1).argmin())
+    end = begin + round(horizon_s * here.env.scene.speed)
+    one, other = (route[min(end, len(route) - 1)] for route in here.env.scene.routes)
+    return bool(np.linalg.norm(one - other) > 2 * ON_ROUTE)
+
+
+def forks(options: Forks) -> dict[str, Any]:
+    """Rates over forks that lie within the horizon of a plan."""
+    cases = []
+    with progress_bar("forks") as progress:
+        for seed in range(options.seed, options.seed + options.scenes):
+            here = case(seed, "fork")
+            cases += [here] if parted(here, 4.0) else []
+            progress(seed - options.seed + 1, options.scenes)
+    report: dict[str, Any] = {"forks": len(cases)}
+    for steps in (1, 2, 5):
+        report[f"goalflow_{steps}"] = _goal_rates(load_trained(f"{options.goalflow}@{steps}"), cases)
+    for steps in (1, 2, 5):
+        sides = [load_trained(f"{options.intent}@{steps}@intent={side}") for side in ("left", "right")]
+        report[f"intent_{steps}"] = _intent_rates(sides, cases)
+    return report
+
+
+def _goal_rates(policy: Policy, cases: Sequence[Case]) -> dict[str, Any]:
+    plans, rows = Plans(policy), []
+    for here in cases:
+        chunks = candidates(policy, here)
+        fine, way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
+        first = [np.flatnonzero(way[:-1] == side)[:1] for side in (0, 1)]  # the best goal on each way
+        chosen_fine, chosen_way = _chosen(plans, here)
+        rows.append(
+            {
+                "both_ways_covered": all(len(index) for index in first),
+                "chosen_valid": chosen_fine,
+                "chosen_on_a_way": chosen_way,
+                "with_goal_valid": all(fine[index].all() for index in first),
+                "without_goal_valid": bool(fine[-1]),
+                "without_goal_on_a_way": bool(way[-1] >= 0),
+            }
+        )
+    return _rates(rows)
+
+
+def _intent_rates(sides: Sequence[Policy], cases: Sequence[Case]) -> dict[str, Any]:
+    rows = []
+    for here in cases:
+        for side, policy in enumerate(sides):
+            plans = Plans(policy)
+            chunk = plans.act(here)[None]
+            score, way = valid(plans.score(here, chunk))[0], ways_taken(plans, here, chunk)[0]
+            free = Plans(unconditional(policy))
+            alone = free.act(here)[None]
+            rows.append(
+                {
+                    "valid": bool(score),
+                    "on_the_commanded_way": bool(way == side),
+                    "without_intent_valid": bool(valid(free.score(here, alone))[0]),
+                    "without_intent_on_a_way": bool(ways_taken(free, here, alone)[0] >= 0),
+                }
+            )
+    return _rates(rows)
+
+
+def _chosen(plans: Plans, here: Case) -> tuple[bool, bool]:
+    chunk = plans.act(here)[None]
+    return bool(valid(plans.score(here, chunk))[0]), bool(ways_taken(plans, here, chunk)[0] >= 0)
+
+
+def unconditional(policy: Policy) -> Policy:
+    """The policy without its intent: guidance of weight 0."""
+    policy.head.config = replace(policy.head.config, guidance=0.0, guide="full")
+    return policy
+
+
+def _rates(rows: Sequence[Mapping[str, bool]]) -> dict[str, Any]:
+    return {name: wilson(sum(bool(row[name]) for row in rows), len(rows)) for name in rows[0]}
+
+
+def streaming(options: Streaming) -> dict[str, Any]:
+    """Flips per minute and reaction times along drives of the expert, read with sensor noise."""
+    policies = {stay: load_trained(f"{options.intent}@stay={stay}") for stay in options.stays}
+    flips: dict[float, list[float]] = {stay: [] for stay in options.stays}
+    delays: dict[float, list[float]] = {stay: [] for stay in options.stays}
+    real = 0
+    with progress_bar("drives") as progress:
+        for seed in range(options.seed, options.seed + options.scenes):
+            seen, truth = drive(seed, next(iter(policies.values())))
+            changes = lasting(truth)
+            real += len(changes)
+            for stay, policy in policies.items():
+                told = read(policy, seen, seed)
+                flips[stay].append(float((np.diff(told) != 0).sum()))
+                delays[stay] += [reaction(told, truth, change) for change in changes]
+            progress(seed - options.seed + 1, options.scenes)
+    minutes = options.scenes * SECONDS / 60
+    return {
+        "drives": options.scenes,
+        "real_changes": real,
+        "stay": {
+            str(stay): {
+                "flips_per_minute": round(sum(flips[stay]) / minutes, 1),
+                "median_reaction_s": float(np.median(delays[stay])),
+                "mean_reaction_s": round(float(np.mean(delays[stay])), 2),
+            }
+            for stay in options.stays
+        },
+    }
+
+
+def drive(seed: int, policy: Policy) -> tuple[list[dict[str, Array]], Array]:
+    """Observations along a drive of the expert at the rate of the policy, and what it does from each on."""
+    env, spec = DrivingEnv(), policy.spec
+    observation, _ = env.reset(seed=seed)
+    expert = Expert(env)
+    seen, commands = [], []
+    while env.time < SECONDS + spec.horizon * spec.dt:
+        seen.append(observation)
+        commands.append(expert.command())
+        observation, *_ = env.step(commands[-1])
+    count = round(SECONDS / spec.dt)
+    windows = np.stack([commands[index : index + spec.horizon] for index in range(count)])
+    return seen[:count], Maneuvers(spec.action, spec.dt).labels(torch.from_numpy(windows)).numpy()
+
+
+def lasting(truth: Array) -> list[int]:
+    """Steps at which what is done changes, from something that lasted to something that lasts."""
+    return [
+        step
+        for step in range(SETTLED, len(truth) - SETTLED)
+        if truth[step] != truth[step - 1]
+        and (truth[step : step + SETTLED] == truth[step]).all()
+        and (truth[step - SETTLED : step] == truth[step - 1]).all()
+    ]
+
+
+def reaction(told: Array, truth: Array, change: int) -> float:
+    """Seconds until the new intent is told, at most until the end; nothing if it was foreseen."""
+    after = np.flatnonzero(told[change:] == truth[change])
+    return 0.2 * float(after[0] if len(after) else len(told) - change)
+
+
+def read(policy: Policy, seen: Sequence[Mapping[str, Array]], seed: int) -> Array:
+    """Intents told along noisy observations, each plan being executed until the next."""
+    head, spec, rng = policy.head, policy.spec, np.random.default_rng(seed)
+    assert isinstance(head, StreamingIntent)
+    executing: Chunk | None = None
+    told = []
+    for index, clean in enumerate(seen):
+        noisy = {name: noised(name, value, rng)[None] for name, value in clean.items()}
+        now, hold = index * spec.dt, np.zeros(spec.horizon, np.float32)
+        committed = np.zeros((spec.horizon, spec.action.dim), np.float32)
+        if executing is not None:
+            committed, hold[0] = executing.shifted(now), 1.0
+        observation = policy.normaliser({name: torch.from_numpy(value)[None] for name, value in noisy.items()})
+        memory = {COMMITTED: policy.normaliser.normalise("action", torch.from_numpy(committed)[None])}
+        with torch.inference_mode():
+            told.append(int(head.encode(observation | memory | {HELD: torch.tensor(hold[:1])}).reading[0, -1]))
+        noise = rng.standard_normal(spec.noise_shape).astype(np.float32)
+        executing = Chunk(policy.act(noisy, noise, committed, hold), now, spec.dt)
+    return np.array(told)
+
+
+def noised(name: str, value: Array, rng: np.random.Generator) -> Array:
+    """An observation as a worse sensor would give it; what is absent stays so."""
+    size = NOISE.get(name, 0.0)
+    moved = value + size * rng.standard_normal(value.shape) * (value != 0)
+    return np.clip(moved, 0, 255).astype(np.uint8) if value.dtype == np.uint8 else moved.astype(np.float32)
+
+
+def weights(options: Weights) -> dict[str, Any]:
+    """Rates by weight and number of steps."""
+    report: dict[str, Any] = {"scenes": options.scenes}
+    seeds = range(options.seed, options.seed + options.scenes)
+    for steps in options.steps:
+        for weight in options.weights:
+            path = f"{options.intent}@{steps}@guidance={weight}"
+            with progress_bar(f"{steps} steps, weight {weight}") as progress:
+                found = sweep(lambda intent, p=path: load_trained(f"{p}@intent={intent}"), SWEPT, seeds, progress)  # type: ignore[misc]
+            kept = ("faithful", "valid", "faithful_and_valid", "valid_where_infeasible")
+            report[f"steps_{steps}_weight_{weight}"] = {name: found[name] for name in kept}
+    return report
+
+
+def main() -> None:
+    """Run one study and write its result."""
+    options: Any = tyro.cli(
+        Annotated[Forks, tyro.conf.subcommand("forks")]  # type: ignore[arg-type]
+        | Annotated[Streaming, tyro.conf.subcommand("streaming")]
+        | Annotated[Weights, tyro.conf.subcommand("weights")],
+        description=__doc__,
+    )
+    study: Any = {Forks: forks, Streaming: streaming, Weights: weights}[type(options)]
+    report = study(options)
+    replace_file(options.out, json.dumps(report, indent=2).encode())
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

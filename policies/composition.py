@@ -276,8 +276,8 @@ def _require_fields(parents: Sequence[Policy]) -> None:
             )
         if policy.head.noise_scale != 1:
             raise ContractError(
-                f"{type(policy.head).__name__} starts from noise of size {policy.head.noise_scale}, other policies from "
-                "1; compose finished chunks instead: level='action'"
+                f"{type(policy.head).__name__} starts from noise of size {policy.head.noise_scale}, others "
+                "from 1; compose finished chunks instead: level='action'"
             )
 
 

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import track
 from scipy.stats import spearmanr
 
+from benchmarks.entry import check, run
 from benchmarks.point_robot import AHEAD, RADIUS, clearance, drive, least_steps, valid
 from envs.evaluate import wilson
 from envs.maze import MazeEnv
@@ -329,6 +329,7 @@ def main(json: Path | None = None, graphs: int = 6, seed: int = 0) -> None:
         graphs: How many seeds.
         seed: Of the first graph.
     """
+    check(json, seed, graphs=graphs)
     torch.set_num_threads(1)
     world, since = World.giant(), perf_counter()
     temporals = [
@@ -343,4 +344,4 @@ def main(json: Path | None = None, graphs: int = 6, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

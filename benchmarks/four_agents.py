@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import track
 from scipy.spatial.distance import pdist
 
+from benchmarks.entry import check, run
 from envs.evaluate import wilson
 from envs.maze import RADIUS, SPEED, STEP, MazeEnv
+from envs.world import make
 from planners.graph import StateGraph
 from planners.multi_agent import NoJointPlan, conflicts, prioritised, repair
 from planners.search import Route
@@ -34,6 +35,7 @@ from planners.xdiffuser import Sampler, XDiffuser
 from policies.files import replace_file
 from policies.spec import Array
 
+ENV = "kinoflow/Maze-giant-v0"
 DISTANCE, TOUCH = 1.7, 2 * RADIUS  # m, between agents: planned, and that of a collision
 LIMIT = 1000  # steps
 MARGIN = 0.5  # radii between plans and walls, as for one agent
@@ -131,7 +133,7 @@ def _alone(planner: XDiffuser, env: MazeEnv, ends: Array, goals: Array) -> Row:
 
 def measure(planner: XDiffuser, agents: int, instances: int, seed: int) -> dict[str, Any]:
     """Run everything; returns plain JSON values: rates with their intervals, and what was planned."""
-    env = MazeEnv("giant")
+    env = make(ENV, {})
     rows = [run_instance(planner, env, agents, seed + index) for index in track(range(instances), f"{agents} agents")]
     methods = {}
     for name in (REPAIRED, DENOISED, GRAPH, ALONE):
@@ -171,8 +173,10 @@ def main(json: Path | None = None, planner: Path = Path("models/maze_giant.kfp")
         planner: For OGBench's giant point maze.
         instances: Questions per number of agents.
     """
+    check(json, instances=instances)
     torch.set_num_threads(1)
     loaded = XDiffuser.load(planner)
+    loaded.require(ENV, None, str(planner))
     results = [measure(loaded, agents, instances, 0) for agents in (2, 4)]
     print("\n".join(map(as_text, results)))
     if json:
@@ -180,4 +184,4 @@ def main(json: Path | None = None, planner: Path = Path("models/maze_giant.kfp")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

@@ -16,9 +16,9 @@ from typing import Any
 
 import mujoco
 import numpy as np
-import tyro
 from rich.progress import track
 
+from benchmarks.entry import check, run
 from envs.g1.calibration import RESPONSE
 from envs.g1.robot import FOOT_FRICTION
 from envs.g1.walker import G1Body
@@ -229,6 +229,7 @@ def main(json: Path | None = None, seed: int = 0) -> None:
         json: Also write them to this file.
         seed: Seed of the fresh commands.
     """
+    check(json, seed)
     text = dumps(measure(seed), indent=2)
     print(text)
     if json:
@@ -236,4 +237,4 @@ def main(json: Path | None = None, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

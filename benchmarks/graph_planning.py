@@ -22,9 +22,9 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 from rich.progress import track
 
+from benchmarks.entry import check, run
 from envs.evaluate import wilson
 from envs.mazes import SPEED, Maze, sample_maze, sample_points, stitch_trajectories, touches
 from planners.edges import Joints, Straight, evidence_edges, nearest_edges, sample_nodes, usual_gap, without_holes
@@ -305,6 +305,7 @@ def main(json: Path | None = None, mazes: int = 20, seed: int = 0) -> None:
         mazes: How many.
         seed: Of the first one.
     """
+    check(json, seed, mazes=mazes)
     result = measure(mazes, seed, lambda seeds: track(seeds, "mazes"))
     print(as_text(result))
     if json:
@@ -312,4 +313,4 @@ def main(json: Path | None = None, mazes: int = 20, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

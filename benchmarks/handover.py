@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.entry import check, run
 from envs.collect import processes
 from envs.drive import PolicyDriver, Row, run_episode
 from envs.evaluate import SHARD, VALIDATION_SEED, EvaluateConfig, summary, world
@@ -30,6 +31,7 @@ def main(bundle: tyro.conf.Positional[Path], json: Path, episodes: int = 100) ->
         json: Result to write.
         episodes: Episodes per setting.
     """
+    check(json, episodes=episodes)
     shards = [range(first, first + SHARD) for first in range(VALIDATION_SEED, VALIDATION_SEED + episodes, SHARD)]
     result: dict[str, Any] = {"bundle": bundle.name, "episodes": episodes, "seed": VALIDATION_SEED, "soft": {}}
     with processes(2) as pool:
@@ -50,4 +52,4 @@ def _drive(bundle: Path, soft: int, seeds: range) -> list[Row]:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

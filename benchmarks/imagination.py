@@ -20,9 +20,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import track
 
+from benchmarks.entry import check, run
 from envs.evaluate import paired_difference, wilson
 from envs.imagination import ClippingImagination, MujocoImagination, Rendered, StrayingImagination
 from envs.video_nav import CAMERA_FOVY, CAMERA_HEIGHT, CAMERA_PITCH, VideoNavEnv
@@ -320,6 +320,7 @@ def main(json: Path | None = None, tasks: int = 50, seed: int = SEED) -> None:
         tasks: Rooms.
         seed: Of the first room.
     """
+    check(json, seed, tasks=tasks)
     result = measure(tasks, seed, lambda seeds: track(seeds, "tasks"))
     print(as_text(result))
     if json:
@@ -327,4 +328,4 @@ def main(json: Path | None = None, tasks: int = 50, seed: int = SEED) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

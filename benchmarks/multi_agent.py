@@ -19,10 +19,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.progress import track
 from scipy.spatial.distance import pdist
 
+from benchmarks.entry import check, run
 from envs.evaluate import wilson
 from envs.mazes import SPEED, sample_maze, stitch_trajectories
 from planners.edges import Straight, evidence_edges, sample_nodes, usual_gap, without_holes
@@ -199,6 +199,7 @@ def main(
         limit: Of the expansions of conflict-based search.
         seed: Of the first maze.
     """
+    check(json, seed, mazes=mazes, instances=instances, limit=limit)
     result = measure(mazes, instances, distance, limit, seed, lambda seeds: track(seeds, "mazes"))
     print(as_text(result))
     if json:
@@ -206,4 +207,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

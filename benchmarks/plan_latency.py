@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import track
 
+from benchmarks.entry import check, run
 from envs.collect import processes
 from envs.maze import ARRIVED, SPREAD
 from envs.world import make
@@ -179,6 +179,7 @@ def main(json: Path | None = None, pairs: int = 200, seed: int = 0) -> None:
         pairs: Of a start and a goal, per planner.
         seed: Of the first one.
     """
+    check(json, seed, pairs=pairs)
     result = measure(pairs, seed, lambda places: track(places, "places"))
     print(as_text(result))
     if json:
@@ -186,4 +187,4 @@ def main(json: Path | None = None, pairs: int = 200, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

@@ -25,10 +25,10 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 from rich.progress import track
 from scipy.sparse.csgraph import dijkstra
 
+from benchmarks.entry import check, run
 from benchmarks.graph_planning import EDGES, OURS, Data
 from envs.evaluate import wilson
 from envs.mazes import SPEED, Maze, sample_maze, sample_points, slide
@@ -248,6 +248,7 @@ def main(json: Path | None = None, mazes: int = 5, limit_s: float = 10.0, seed: 
         limit_s: Seconds for the search of each tour.
         seed: Of the first maze.
     """
+    check(json, seed, mazes=mazes)
     result = measure(mazes, limit_s, seed, progress=lambda seeds: track(seeds, "mazes"))
     print(as_text(result))
     if json:
@@ -255,4 +256,4 @@ def main(json: Path | None = None, mazes: int = 5, limit_s: float = 10.0, seed: 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

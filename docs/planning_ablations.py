@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from benchmarks.entry import check, run
 from envs.evaluate import paired_difference
 from envs.maze_data import wander
 from envs.world import make
@@ -84,6 +84,7 @@ def main(json: Path | None = None, episodes: int = 20, workers: int = 2, second:
         workers: Processes.
         second: A planner of another training seed.
     """
+    check(json, episodes=episodes, workers=workers)
     rows: dict[str, Any] = {}
 
     def note(name: str, config: PlanEvaluation, method: str = "xdiffuser") -> None:
@@ -115,4 +116,4 @@ def main(json: Path | None = None, episodes: int = 20, workers: int = 2, second:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

@@ -14,12 +14,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.entry import run
 from envs.drive import run_episode
 from envs.world import make
 from kinoflow.plan_figures import PLAN, WAY, draw_ends, draw_graph, draw_walls, write
 from kinoflow.planning import Method, PlanDriver, free_in, load, robot_state, shipped
 from planners.edges import Joints
 from planners.xdiffuser import Sampler, XDiffuser
+from policies.files import prepare_folder
 from policies.spec import Array
 
 HERE, ENV = Path(__file__).parent, "kinoflow/PuckMaze-giant-v0"
@@ -104,14 +106,19 @@ def failures(world: Any, planner: XDiffuser) -> Figure:
 CRASH_SEED = SEED + 2  # the way itself leads to a crash there
 
 
-def main() -> None:
-    """Draw everything."""
+def main(out: Path = HERE) -> None:
+    """Draw everything.
+
+    Args:
+        out: Directory to write the figures to.
+    """
+    prepare_folder(out)
     torch.set_num_threads(1)
     planner, world = load(shipped(ENV), ENV), make(ENV, {})
     world.reset(seed=SEED)
     for name, draw in (("graph", graph_and_plan), ("denoising", denoising), ("failures", failures)):
-        write(draw(world, planner), HERE / f"planning_{name}.png")
+        write(draw(world, planner), out / f"planning_{name}.png")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

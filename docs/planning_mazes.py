@@ -12,8 +12,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from benchmarks.entry import check, run
 from kinoflow.console import progress_bar
 from kinoflow.planning import PlanEvaluation, evaluate
 from policies.files import replace_file
@@ -56,7 +55,13 @@ def main(runs: Path, json: Path | None = None, episodes: int = 50) -> None:
         runs: Directory with a run per maze and seed, for example giant_0.
         json: Where to write the results.
         episodes: Per task.
+
+    Raises:
+        FileNotFoundError: There is no planner at all.
     """
+    check(json, episodes=episodes)
+    if not any(runs.glob("*/planner.kfp")):
+        raise FileNotFoundError(f"there is no planner in {runs}; train some first: {train}")
     rows: dict[str, Any] = {}
     names = [(f"{layout}_{seed}", layout) for layout in LAYOUTS for seed in SEEDS] + [(EXPLORE, "giant")]
     for name, layout in names:
@@ -69,4 +74,4 @@ def main(runs: Path, json: Path | None = None, episodes: int = 50) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import track
 
+from benchmarks.entry import check, run
 from envs.evaluate import wilson
 from envs.maze_nav import PASSAGES, SPREAD, to_maze, to_world
 from envs.world import make
@@ -78,6 +78,7 @@ def main(json: Path | None = None, goals: int = 100) -> None:
         json: Where to write the results.
         goals: Per robot and method.
     """
+    check(json, goals=goals)
     torch.set_num_threads(1)
     methods: tuple[Method, ...] = ("xdiffuser", "graph")
     result = {f"{robot}, {method}": drive(robot, method, goals) for robot in ("wheeled", "g1") for method in methods}
@@ -87,4 +88,4 @@ def main(json: Path | None = None, goals: int = 100) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import multiprocessing
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ import numpy as np
 from envs.episodes import Episode, read_demos, write_episodes
 from envs.goals import goal_contract, record_goals
 from envs.world import make, robot
-from policies.runtime.worker import one_numeric_thread
+from policies.checks import at_least
+from policies.runtime.worker import end_with_parent, one_numeric_thread
 from policies.spec import Array, Spec
 
 NOISE_CORRELATION = 0.8  # per step of 0.1 s: pushes last about half a second
@@ -147,13 +149,25 @@ def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict
 
 @contextmanager
 def processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes with one numeric thread each; an exception or Ctrl-C drops what has not begun."""
+    """A pool of processes with one numeric thread each, which end with this one, however that ends.
+
+    An exception or Ctrl-C drops what has not begun.
+
+    Raises:
+        ContractError: The count is not positive.
+    """
+    at_least(1, workers=count)
     with one_numeric_thread():
-        pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+        pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _watch_parent)
         try:
             yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _watch_parent() -> None:
+    """Runs first in every process of a pool."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _record_shard(config: CollectConfig, shard: Path, seeds: range) -> int:

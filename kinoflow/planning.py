@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -17,17 +19,22 @@ from envs.evaluate import SHARD, STANDING_STILL, compared, summary
 from envs.experts.maze import DRIVERS
 from envs.maze import ACCELERATION, SPEED, MazeEnv, PuckMazeEnv
 from envs.maze_data import EPISODES, wander
+from envs.maze_nav import MazeNavEnv
 from envs.world import make
 from planners.edges import Joints
 from planners.search import NoRoute, Route
 from planners.track import AccelerationTracker, Curve, Follower, Tracker, TwistTracker, VelocityTracker
 from planners.train_trajectory import TrajectoryRecipe, TrajectoryTrainer, trimmed
 from planners.xdiffuser import Planned, Sampler, XDiffuser
+from policies.checks import at_least, check_seed
+from policies.files import prepare_folder
+from policies.nets.unet1d import GROUPS
 from policies.spec import Array, ContractError
 
 TRAINING_SEED = 1_000_000  # first of the seeds that data are recorded with
 MODELS = Path(__file__).resolve().parent.parent / "models"
 TOUCHES, KEEPS = 0.5, 0.95  # radii that plans keep from walls, where touching them does no harm and where it does
+LEVELS = 3  # of the network: each but the first halves pieces, which are multiples of 4
 LOST, PATIENCE_S = 1.5, 0.5  # radii of the robot off its plan from which it is doubted, and for how long
 TASKS = 5  # of every maze of OGBench
 SIMPLE = ("expert", "straight line", STANDING_STILL)
@@ -57,6 +64,39 @@ class PlannerRecipe:
     training: TrajectoryRecipe = field(default_factory=TrajectoryRecipe)
 
 
+def maze(env: str, **options: Any) -> Any:
+    """A maze by its Gymnasium id.
+
+    Raises:
+        ContractError: There is no such environment, or it is no maze.
+    """
+    world = make(env, options)
+    if not isinstance(world, MazeEnv | MazeNavEnv):
+        known = sorted(name for name in gymnasium.registry if name.startswith("kinoflow/") and "Maze" in name)
+        raise ContractError(f"{env} is no maze, so nothing can be planned there; choose one of {', '.join(known)}")
+    return world
+
+
+def check(recipe: PlannerRecipe) -> None:
+    """Refuse a recipe that could only fail later (`ContractError`), or whose ``out`` cannot be written (`OSError`)."""
+    training = recipe.training
+    at_least(2, nodes=recipe.nodes)
+    ones = {name: getattr(training, name) for name in ("steps", "batch", "stride", "report_every")}
+    at_least(1, episodes=recipe.episodes, **ones)
+    at_least(0, warmup=training.warmup)
+    check_seed(training.seed)
+    check_seed(recipe.room, "room")
+    widths = training.widths
+    if not 1 <= len(widths) <= LEVELS or any(width < 1 or width % GROUPS for width in widths):
+        raise ContractError(f"widths are {widths}; give 1 to {LEVELS} positive multiples of {GROUPS}")
+    if not 0 <= training.ema < 1:
+        raise ContractError(f"ema is {training.ema}, it has to be at least 0 and less than 1")
+    if not 0 < training.learning_rate < math.inf:
+        raise ContractError(f"learning_rate is {training.learning_rate}, it has to be positive and finite")
+    maze(recipe.env).close()
+    prepare_folder(recipe.out)
+
+
 def train(recipe: PlannerRecipe, resume: bool, progress: Callable[[int, int, str], None]) -> Path:
     """Record data, train a model and build a graph; returns the planner's file.
 
@@ -64,13 +104,20 @@ def train(recipe: PlannerRecipe, resume: bool, progress: Callable[[int, int, str
         recipe: What to do.
         resume: Continue an interrupted training.
         progress: Called with (step, steps in all, a short text).
+
+    Raises:
+        ContractError: Something in the recipe cannot work, or there is a run already, or none to resume.
+        OSError: The directory of the run cannot be written.
     """
-    env = make(recipe.env, {})
+    check(recipe)
+    env = maze(recipe.env)
     env.reset(seed=recipe.room)
     seed = TRAINING_SEED + recipe.training.seed
     recording = wander(env, recipe.data, np.random.default_rng(seed), recipe.episodes)
     env.close()
     places = [trimmed(states)[:, :2] for states in recording.trajectories]
+    if recipe.nodes > (states := sum(map(len, places))):
+        raise ContractError(f"nodes is {recipe.nodes}, the data have {states} states; ask for fewer or more --episodes")
     trainer = TrajectoryTrainer(recipe.out, recipe.training, places, resume)
     model = trainer.run(lambda entry: progress(int(entry["step"]), recipe.training.steps, f"loss {entry['loss']:.3f}"))
     rng = np.random.default_rng(recipe.training.seed)
@@ -95,14 +142,16 @@ def load(file: Path, env: str, room: int | None = None) -> XDiffuser:
         room: Seed of the maze, where there is more than one.
 
     Raises:
+        FileNotFoundError: There is none.
         ContractError: It was made for another, or for another maze.
     """
+    if file == shipped(env) and not file.exists():
+        raise FileNotFoundError(
+            f"no planner ships for {env}; give --planner FILE, or train one: kinoflow train xdiffuser --env {env} "
+            "--out DIRECTORY"
+        )
     planner = XDiffuser.load(file)
-    made, known = planner.origin.get("env"), planner.origin.get("room")
-    if made != env:
-        raise ContractError(f"{file} was made for {made}, not for {env}; train one with `kinoflow train xdiffuser`")
-    if room is not None and room != known:
-        raise ContractError(f"{file} knows the maze of seed {known}, not of {room}; train one with --room {room}")
+    planner.require(env, room, str(file))
     return planner
 
 
@@ -150,7 +199,7 @@ class PlanDriver:
         self.plans: list[Planned] = []
         """Of the method that is checked, in the order they were made."""
         self.refusal = ""
-        """Why there is no plan."""
+        """Why there is no plan; empty if there is one."""
         self.follower: Follower | None = None
         self._planner, self._method, self._env, self._sampler = planner, method, env, sampler
         self._generator = torch.Generator().manual_seed(seed)
@@ -174,6 +223,7 @@ class PlanDriver:
             self.refusal = str(refusal)  # the old plan, if any, is better than nothing
             return
         curve = Curve(route, self._planner.step_s, state[2:] if moving else None)
+        self.refusal = ""
         self.follower = Follower(curve, LOST * radius_of(self._env), PATIENCE_S)
 
     def _route(self, start: Array) -> Route:
@@ -209,6 +259,14 @@ class PlanEvaluation:
     sampler: Sampler = field(default_factory=Sampler)
     workers: int = 2
 
+    def check(self) -> None:
+        """Refuse what cannot be evaluated (`ContractError`)."""
+        at_least(1, episodes=self.episodes, workers=self.workers)
+        check_seed(self.seed)
+        known = ["all", *map(str, range(1, TASKS + 1))]
+        if self.tasks not in known:
+            raise ContractError(f"tasks is '{self.tasks}'; choose one of {', '.join(known)}")
+
     @property
     def file(self) -> Path:
         """Of the planner."""
@@ -221,7 +279,7 @@ class PlanEvaluation:
 
     def make(self) -> Any:
         """The environment."""
-        return make(self.env, {} if self.tasks == "all" else {"task": int(self.tasks)})
+        return maze(self.env) if self.tasks == "all" else maze(self.env, task=int(self.tasks))
 
 
 METHODS: tuple[Method, ...] = ("xdiffuser", "graph", "smooth graph", "unguided")
@@ -242,27 +300,30 @@ def evaluate(
 
     Raises:
         FileNotFoundError: There is no planner for the environment.
-        ContractError: The planner was made for another.
+        ContractError: The planner was made for another, or something in the configuration cannot be.
     """
-    load(config.file, config.env)
-    if not hasattr(config.make(), "task"):
+    config.check()
+    if not hasattr(maze(config.env), "task"):
         raise ContractError(
             f"{config.env} has another maze for every seed; planners are evaluated where there are tasks"
         )
+    load(config.file, config.env)
     rows: dict[str, list[Row]] = {name: [] for name in names}
     plans: list[dict[str, Any]] = []
+    refusals: list[str] = []
     shards = [config.seeds[first : first + SHARD] for first in range(0, len(config.seeds), SHARD)]
     with processes(config.workers) as pool:
         jobs = {pool.submit(_run_shard, name, shard, config): name for name in names for shard in shards}
         for job in as_completed(jobs):
-            new, made = job.result()
+            new, made, refused = job.result()
             rows[jobs[job]] += new
             plans += made
+            refusals += refused if jobs[job] == names[0] else []
             progress(sum(map(len, rows.values())), len(names) * len(config.seeds))
     ordered = {name: sorted(of_name, key=lambda row: row.seed) for name, of_name in rows.items()}
     first, *others = names
     report = {"env": config.env, "policy": first, "episodes": len(config.seeds), "seed": config.seed}
-    report |= {"tasks": config.tasks, "planning": _planning(plans), **summary(ordered[first])}
+    report |= {"tasks": config.tasks, "planning": planning_of(plans, refusals), **summary(ordered[first])}
     report["baselines"] = {
         name: summary(ordered[name]) | {"difference": compared(ordered[first], ordered[name])} for name in others
     }
@@ -270,17 +331,19 @@ def evaluate(
     return report
 
 
-def _run_shard(name: str, seeds: range, config: PlanEvaluation) -> tuple[list[Row], list[dict[str, Any]]]:
+def _run_shard(name: str, seeds: range, config: PlanEvaluation) -> tuple[list[Row], list[dict[str, Any]], list[str]]:
+    """Rows of the episodes, what their plans took, and why episodes ended without a plan, where they did."""
     torch.set_num_threads(1)
     env, planner = config.make(), load(config.file, config.env)
-    rows, plans = [], []
+    rows, plans, refusals = [], [], []
     for seed in seeds:
         env.reset(seed=seed)
         driver = _driver(name, planner, env, seed, config)
         rows.append(run_episode(env, driver, seed))
         plans += [_timing(plan, index) for index, plan in enumerate(getattr(driver, "plans", []))]
+        refusals += [refusal] if (refusal := getattr(driver, "refusal", "")) else []
     env.close()
-    return rows, plans
+    return rows, plans, refusals
 
 
 def _driver(name: str, planner: XDiffuser, env: Any, seed: int, config: PlanEvaluation) -> Driver:
@@ -293,8 +356,9 @@ def _timing(plan: Planned, index: int) -> dict[str, Any]:
     return {"first": index == 0, "s": plan.search_s + plan.denoise_s, "origin": plan.origin, "pieces": plan.pieces}
 
 
-def _planning(plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Percentiles of the seconds per plan, and how often denoising had to be helped."""
+def planning_of(plans: Sequence[Mapping[str, Any]], refusals: Sequence[str]) -> dict[str, Any]:
+    """Percentiles of the seconds per plan, how often denoising had to be helped, and in how many episodes it was
+    refused at last."""
     found: dict[str, Any] = {}
     for name, first in (("first", True), ("again", False)):
         spent = [plan["s"] for plan in plans if plan["first"] == first]
@@ -302,4 +366,5 @@ def _planning(plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             p50, p95 = np.quantile(spent, (0.5, 0.95))
             found[name] = {"plans": len(spent), "p50_s": round(float(p50), 4), "p95_s": round(float(p95), 4)}
     origins = [plan["origin"] for plan in plans]
-    return {**found, "origins": {origin: origins.count(origin) for origin in sorted({*origins})}}
+    found["origins"] = {origin: origins.count(origin) for origin in sorted({*origins})}
+    return found | ({"refused": {"episodes": len(refusals), "first": refusals[0]}} if refusals else {})

@@ -18,6 +18,7 @@ from envs.nav import NavEnv
 from envs.rooms import HALF_SIZE
 from envs.video_nav import VideoNavEnv
 from kinoflow.course import Course, draw_goals
+from policies.checks import at_least, check_seed
 from policies.load import LOADER
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.guard import Guard, GuardLimits
@@ -101,9 +102,11 @@ def run(config: RunConfig, progress: Progress) -> dict[str, Any]:
         path as ``[t, x, y]`` and every command that reached the robot as ``[t, *command]``.
 
     Raises:
-        ContractError: The bundle is damaged or made for another robot or environment.
+        ContractError: The bundle is damaged or made for another robot or environment, or there is no such seed.
         NodeError: A process did not start or ended early.
     """
+    check_seed(config.seed)
+    at_least(1, goals=config.goals)
     env = simulated(config.env, config.embodiment, COMMAND_HZ)
     env.reset(seed=config.seed)
     spec = _fitting(config, env)

@@ -25,7 +25,7 @@ LEGS = 10  # per point that the first search may use
 ROUNDS = 400  # of the bound by spanning trees
 
 
-class NoTour(Exception):
+class NoTour(RuntimeError):
     """There is no tour, or none was found.
 
     Args:
@@ -36,6 +36,9 @@ class NoTour(Exception):
     def __init__(self, points: Sequence[int], message: str) -> None:
         super().__init__(message)
         self.points = tuple(points)
+
+    def __reduce__(self) -> tuple[type[NoTour], tuple[tuple[int, ...], str]]:
+        return type(self), (self.points, str(self))
 
 
 def circuit_legs(steps: Array, closed: bool) -> Array:

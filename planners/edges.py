@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import KDTree
 
-from policies.spec import Array
+from policies.spec import Array, ContractError
 
 WITHIN = 10  # steps; with 40 there are edges through walls
 CLOSE = 0.95  # share of the states that have another one nearer than what counts as a hole
@@ -26,7 +26,7 @@ Cost = Callable[[Array, Array], Array]  # from states (M, D) to states (M, D): s
 Valid = Callable[[Array, Array], Array]  # from states (M, D) to states (M, D): whether one can go straight (M,)
 
 
-class GraphError(ValueError):
+class GraphError(ContractError):
     """A graph, a file of one or a request to it does not fit; the message names what and the remedy."""
 
 
@@ -58,6 +58,28 @@ class Joints:
     neighbours: int = 10
     reach: float = 2.0 * WITHIN
     valid: Valid | None = None
+
+
+def checked_trajectories(trajectories: Sequence[Array], dim: int | None = None) -> list[Array]:
+    """Trajectories as float32 arrays ``(T, D)``, all of the same dimensions.
+
+    Args:
+        trajectories: Arrays, one state per step.
+        dim: D, if it has to be a certain one.
+
+    Raises:
+        GraphError: One has another shape or a state that is not finite, or there is no state at all.
+    """
+    found = [np.asarray(states, np.float32) for states in trajectories]
+    for index, states in enumerate(found):
+        if states.ndim != 2 or states.shape[1] != (dim or found[0].shape[1]):
+            wanted = f"(T, {dim})" if dim else "(T, D) with the same D for all"
+            raise GraphError(f"trajectory {index} has shape {states.shape}, not {wanted}: one state per step")
+        if not np.isfinite(states).all():
+            raise GraphError(f"trajectory {index} has a state that is not finite; drop such states")
+    if not sum(map(len, found)):
+        raise GraphError(f"{len(found)} trajectories have no state between them; record some first")
+    return found
 
 
 def sample_nodes(trajectories: Sequence[Array], count: int, rng: np.random.Generator) -> Array:

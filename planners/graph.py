@@ -24,6 +24,7 @@ from planners.edges import (
     Cost,
     GraphError,
     Joints,
+    checked_trajectories,
     even_nodes,
     evidence_edges,
     nearest_edges,
@@ -110,7 +111,11 @@ class StateGraph:
             cost: Of an edge.
             gap: See `without_holes`; `usual_gap` by default.
             directed: Whether the dynamics cannot be run backwards.
+
+        Raises:
+            GraphError: The trajectories are not ``(T, D)`` with the same D, not finite, or have fewer states.
         """
+        trajectories = checked_trajectories(trajectories)
         nodes = even_nodes(trajectories, count, rng)
         edges = unique_edges(evidence_edges(trajectories, nodes), directed)
         edges = without_holes(trajectories, nodes, edges, usual_gap(trajectories) if gap is None else gap)
@@ -138,18 +143,25 @@ class StateGraph:
         return np.where(self.closed_nodes, -1, rank[labels])
 
     def close(self, nodes: Sequence[int] | Array = (), edges: Sequence[int] | Array = ()) -> StateGraph:
-        """The graph without these nodes and these edges, by index; of an undirected edge both ways are closed."""
+        """The graph without these nodes and these edges, by index; of an undirected edge both ways are closed.
+
+        Args:
+            nodes: Indices ``(K,)``, or whether each is meant ``(N,)``.
+            edges: As well, ``(K,)`` or ``(E,)``.
+
+        Raises:
+            GraphError: They are something else, or out of range.
+        """
         return self._set(nodes, edges, True)
 
     def open(self, nodes: Sequence[int] | Array = (), edges: Sequence[int] | Array = ()) -> StateGraph:
-        """The graph with these nodes and these edges, by index, open again."""
+        """The graph with these nodes and these edges, by index, open again; as `close`."""
         return self._set(nodes, edges, False)
 
     def _set(self, nodes: Sequence[int] | Array, edges: Sequence[int] | Array, closed: bool) -> StateGraph:
         masks = self.closed_nodes.copy(), self.closed_edges.copy()
-        for mask, indices in zip(masks, (nodes, edges), strict=True):
-            chosen = np.asarray(indices)
-            mask[chosen if chosen.dtype == bool else chosen.astype(int)] = closed
+        for name, mask, indices in zip(("nodes", "edges"), masks, (nodes, edges), strict=True):
+            mask[_chosen(name, np.asarray(indices), len(mask))] = closed
         return replace(self, closed_nodes=masks[0], closed_edges=masks[1])
 
     def all_open(self) -> StateGraph:
@@ -278,6 +290,20 @@ class StateGraph:
 
 def _swapped(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     return lambda start, end: function(end, start)
+
+
+def _chosen(name: str, indices: Array, count: int) -> Array:
+    """Indices or truths that fit ``count`` things (`GraphError`)."""
+    if indices.dtype == bool and indices.shape == (count,):
+        return indices
+    if indices.shape == (0,):
+        return indices.astype(int)
+    if indices.dtype.kind not in "iu" or indices.ndim != 1 or not 0 <= indices.min() <= indices.max() < count:
+        raise GraphError(
+            f"{name} are {indices.dtype} {indices.shape}, not indices from 0 to {count - 1} or {count} truths; "
+            "`numpy.flatnonzero` turns a mask into indices"
+        )
+    return indices
 
 
 def _check_ends(edges: Array, count: int) -> None:

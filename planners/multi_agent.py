@@ -32,7 +32,7 @@ from policies.spec import Array
 Reason = Literal["start", "goal", "components", "blocked", "budget"]
 
 
-class NoJointPlan(Exception):
+class NoJointPlan(RuntimeError):
     """There are no paths for all agents, or none were found.
 
     Args:
@@ -46,6 +46,9 @@ class NoJointPlan(Exception):
         super().__init__(message)
         self.reason: Reason = reason
         self.agent = agent
+
+    def __reduce__(self) -> tuple[type[NoJointPlan], tuple[Reason, int | None, str]]:
+        return type(self), (self.reason, self.agent, str(self))
 
 
 class Conflict(NamedTuple):
@@ -132,7 +135,7 @@ def prioritised(
 
     Raises:
         NoJointPlan: No order has paths for all. There may be some nonetheless, which `conflict_based` may find.
-        GraphError: Graph, nodes and distance do not fit together.
+        GraphError: Graph, nodes and distance do not fit together, or no order is allowed.
     """
     return _by_priority(_roads(graph, starts, goals, distance), distance, rng, orders)
 
@@ -201,8 +204,11 @@ def repair(paths: Sequence[Array], distance: float, rng: np.random.Generator, or
 
     Raises:
         NoJointPlan: Waiting does not help in any of the orders; plan again.
-        GraphError: A path is not ``(T, 2)``, empty or not finite, or the distance is negative.
+        GraphError: There are no paths, one is not ``(T, 2)``, empty or not finite, the distance is negative, or no
+            order is allowed.
     """
+    if not len(paths):
+        raise GraphError("there are no paths; give that of one agent at least")
     _check_paths(paths, distance)
     roads = []
     for path in paths:
@@ -223,7 +229,7 @@ def _roads(
     if graph.directed or graph.nodes.shape[1] < 2:
         raise GraphError("agents need an undirected graph whose states begin with a position (x, y)")
     if first.ndim != 1 or first.shape != last.shape or not len(first):
-        raise GraphError(f"starts {first.shape} and goals {last.shape} are not as many nodes (A,)")
+        raise GraphError(f"starts {first.shape} and goals {last.shape} are not as many nodes (A,), one at least")
     ends = np.r_[first, last]
     if ends.dtype.kind not in "iu" or not 0 <= ends.min() <= ends.max() < len(graph.nodes):
         raise GraphError(f"starts and goals {ends.tolist()} are not nodes 0 to {len(graph.nodes) - 1}")
@@ -245,7 +251,8 @@ def _roads(
 def _check_ends(roads: Sequence[Road], distance: float) -> None:
     for agent, road in enumerate(roads):
         if not np.isfinite(road.remaining[road.start]):
-            raise NoJointPlan("components", agent, f"agent {agent} has no way to its goal even alone; join the graph")
+            remedy = "join the graph, or open what is closed in it"
+            raise NoJointPlan("components", agent, f"agent {agent} has no way to its goal even alone; {remedy}")
     for one, other in combinations(range(len(roads)), 2):
         ends: tuple[tuple[Reason, int, int], ...] = (
             ("start", roads[one].start, roads[other].start),
@@ -268,6 +275,8 @@ def _check_paths(paths: Sequence[Array], distance: float) -> None:
 
 def _by_priority(roads: Sequence[Road], distance: float, rng: np.random.Generator, orders: int) -> Plan:
     """See `prioritised`."""
+    if orders < 1:
+        raise GraphError(f"orders is {orders}; try at least 1")
     alone = [int(road.remaining[road.start]) for road in roads]
     order = tuple(sorted(range(len(roads)), key=lambda agent: -alone[agent]))
     tried, best, blocked = set[tuple[int, ...]](), None, list[int]()

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from planners.graph import StateGraph
-from policies.spec import Array
+from policies.spec import Array, ContractError
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +20,19 @@ class OccupancyMap:
         resolution: Width of a cell in m.
         origin: Lowest x and y ``(2,)`` in m.
         radius: Of the robot in m.
+
+    Raises:
+        ContractError: There is no cell.
     """
 
     clearance: Array
     resolution: float
     origin: Array
     radius: float
+
+    def __post_init__(self) -> None:
+        if self.clearance.ndim != 2 or not self.clearance.size:
+            raise ContractError(f"the map has shape {self.clearance.shape}; it needs (rows, columns), 1 or more")
 
     @classmethod
     def of(cls, occupied: Array, resolution: float, origin: Array, radius: float) -> OccupancyMap:

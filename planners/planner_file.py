@@ -12,14 +12,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from planners.edges import GraphError, Straight
+from planners.edges import Straight
 from planners.graph import StateGraph
-from policies.archive import BundleError, pack, unpack
+from policies.archive import PLANNER, BundleError, holds, pack, unpack
 from policies.files import replace_file
+from policies.manifest import MANIFEST as BUNDLE
 from policies.spec import Array
 from policies.trajectory import TrajectoryModel, config_of
 
-MANIFEST, WEIGHTS, GRAPH = "planner.json", "weights.safetensors", "graph.npz"
+MANIFEST, WEIGHTS, GRAPH = PLANNER, "weights.safetensors", "graph.npz"
 SPEEDS = "speeds"  # beside the weights
 FORMAT = 1
 UNITS = ("stride", "leap", "turn", "step_s")
@@ -73,16 +74,20 @@ def read(path: Path) -> Contents:
         FileNotFoundError: There is no such file.
         BundleError: It is damaged or no planner.
     """
+    if path.is_dir():
+        raise BundleError(f"{path} is a directory, not a planner; give the file, for example {path / 'planner.kfp'}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no planner {path}; train one with `kinoflow train xdiffuser`")
-    parts = unpack(path, lambda read: (MANIFEST, WEIGHTS, GRAPH))
+    if holds(path, BUNDLE):
+        raise BundleError(f"{path} is a policy bundle, not a planner; `kinoflow eval {path}` evaluates it")
     try:
+        parts = unpack(path, lambda read: (MANIFEST, WEIGHTS, GRAPH))
         manifest = json.loads(parts[MANIFEST])
-        for name, digest in manifest["sha256"].items():
-            if hashlib.sha256(parts[name]).hexdigest() != digest:
-                raise BundleError(f"{name} of {path} was changed; copy the planner again")
+        for name in (WEIGHTS, GRAPH):
+            if hashlib.sha256(parts[name]).hexdigest() != manifest["sha256"][name]:
+                raise BundleError(f"{name} was changed")
         if manifest["format"] != FORMAT:
-            raise BundleError(f"{path} has format {manifest['format']}, not {FORMAT}; train the planner again")
+            raise BundleError(f"its format is {manifest['format']}, this version reads {FORMAT}: train it again")
         model = TrajectoryModel(config_of(manifest["model"]))
         weights = {name: value.float() for name, value in load(parts[WEIGHTS]).items()}
         speeds = weights.pop(SPEEDS).numpy()
@@ -90,5 +95,6 @@ def read(path: Path) -> Contents:
         graph = StateGraph.from_bytes(parts[GRAPH], Straight(manifest["speed"]), str(path))
         units = {name: manifest[name] for name in UNITS}
         return Contents(graph, model.eval(), speeds, units, manifest["origin"])
-    except (KeyError, TypeError, RuntimeError, SafetensorError, GraphError, json.JSONDecodeError) as error:
-        raise BundleError(f"{path} is no planner or is damaged ({error}); copy it again") from error
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).removesuffix("; copy the bundle again")
+        raise BundleError(f"{path} is no planner or is damaged ({reason}); copy the planner again") from error

@@ -22,7 +22,7 @@ import numpy as np
 from planners.occupancy import OccupancyMap
 from planners.search import NoRoute, Route
 from policies.runtime.worker import WorkerError, describe, end_with_parent, one_numeric_thread
-from policies.spec import Array
+from policies.spec import Array, ContractError
 
 if TYPE_CHECKING:
     from planners.xdiffuser import XDiffuser
@@ -137,7 +137,12 @@ class PlannerProcess:
             start: Where the robot is, and how fast if it has inertia: ``(2,)`` or ``(4,)`` in m and m/s.
             goal: Position ``(2,)`` in m.
             area: Where the robot can be. What follows from it is kept as long as it is the same object.
+
+        Raises:
+            ContractError: The area is no map. What else does not fit is answered with a refusal.
         """
+        if not isinstance(area, OccupancyMap):
+            raise ContractError(f"the area is {area!r}, not an OccupancyMap; every request brings one")
         with self._wake:
             self._number += 1
             self._asked = _Request(self._number, np.array(start, np.float32), np.array(goal, float), area)
@@ -199,7 +204,7 @@ def _serve(file: Path, connection: Connection) -> None:
         connection.send(_Greeting(f"{file} is not loaded: {describe(error)}"))
         return
     connection.send(_Greeting("", planner.step_s))
-    area, present = None, planner
+    area, present = None, None
     while True:
         asked: _Request = connection.recv()
         given = asked.area
@@ -207,9 +212,14 @@ def _serve(file: Path, connection: Connection) -> None:
             asked = connection.recv()
             given = asked.area or given
         if given is not None:
-            area, present = given, replace(planner, graph=given.closed_in(planner.graph))
+            area, present = given, None
         assert area is not None  # the first request brings one
-        connection.send(_answer(present, asked, area))
+        try:
+            present = present or replace(planner, graph=area.closed_in(planner.graph))
+            answer = _answer(present, asked, area)
+        except Exception as error:  # whatever was asked for, the next request may be sound
+            answer = Answer(asked.number, refusal=FAILED, message=describe(error))
+        connection.send(answer)
 
 
 def _answer(planner: XDiffuser, asked: _Request, area: OccupancyMap) -> Answer:
@@ -220,7 +230,5 @@ def _answer(planner: XDiffuser, asked: _Request, area: OccupancyMap) -> Answer:
         planned = planner.plan(asked.start, asked.goal, area.leaving(asked.start[:2]).free, generator)
     except NoRoute as refusal:
         return Answer(asked.number, refusal=refusal.reason, message=str(refusal))
-    except Exception as error:
-        return Answer(asked.number, refusal=FAILED, message=describe(error))
     times = planned.search_s, planned.denoise_s
     return Answer(asked.number, planned.route, "", "", planned.origin, planned.pieces, *times)

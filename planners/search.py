@@ -13,14 +13,14 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra, yen
 
-from planners.edges import Joints
+from planners.edges import GraphError, Joints
 from planners.graph import StateGraph
 from policies.spec import Array
 
 Reason = Literal["start", "goal", "components", "closed"]
 
 
-class NoRoute(Exception):
+class NoRoute(RuntimeError):
     """There is no way from a start to a goal.
 
     Args:
@@ -32,6 +32,9 @@ class NoRoute(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason: Reason = reason
+
+    def __reduce__(self) -> tuple[type[NoRoute], tuple[Reason, str]]:
+        return type(self), (self.reason, str(self))
 
 
 class Route(NamedTuple):
@@ -87,8 +90,10 @@ def k_alternatives(
 
     Raises:
         NoRoute: There is none.
-        GraphError: The states do not fit the graph.
+        GraphError: The states do not fit the graph, or the count is not positive.
     """
+    if count < 1:
+        raise GraphError(f"{count} alternatives are none; ask for at least 1")
     wider, first, last = _with_ends(graph, start, goal, joints)
     found, before = yen(wider.matrix, first, last, count, return_predecessors=True)
     if not len(found):

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from planners.edges import checked_trajectories
 from policies.spec import Array, ContractError
-from policies.training import Training, seeded
+from policies.training import Training, interruptible, seeded
 from policies.trajectory import TrajectoryConfig, TrajectoryModel
 
 REST = 0.5  # m
@@ -60,14 +61,14 @@ class TrajectoryTrainer:
         resume: Continue the run in ``out`` instead of starting one.
 
     Raises:
-        ContractError: There is a run already, or none, or one of another recipe or other data; or no trajectory is
-            long enough.
+        ContractError: There is a run already, or none, or a damaged one, or one of another recipe or other data; or the
+            trajectories are not ``(T, 2)``, not finite or not long enough.
     """
 
     def __init__(
         self, out: Path, recipe: TrajectoryRecipe, trajectories: Sequence[Array], resume: bool = False
     ) -> None:
-        self.recipe = recipe
+        self.recipe, trajectories = recipe, checked_trajectories(trajectories, 2)
         with seeded(recipe.seed):
             self.model = TrajectoryModel(dataclasses.replace(config_for(trajectories), widths=recipe.widths))
         self.average = deepcopy(self.model).requires_grad_(False)
@@ -92,20 +93,26 @@ class TrajectoryTrainer:
         return found
 
     def run(self, progress: Callable[[dict[str, float]], None]) -> TrajectoryModel:
-        """Train to the end and return the averaged model.
+        """Train to the end and return the averaged model; Ctrl-C saves first.
 
         Args:
             progress: Called at every report with the step, the mean ``loss`` since the last one and ``pieces_per_s``.
         """
         training, recipe = self._training, self.recipe
         losses, since = [], time.perf_counter()
-        while training.step < recipe.steps:
-            losses.append(training.advance(self.model.loss(self._batch(), training.generator)))
-            if training.step % recipe.report_every == 0 or training.step == recipe.steps:
-                rate = len(losses) * recipe.batch / (time.perf_counter() - since)
-                training.save(self._about)
-                progress({"step": training.step, "loss": float(np.mean(losses)), "pieces_per_s": rate})
-                losses, since = [], time.perf_counter()
+        with interruptible() as interrupted:
+            while training.step < recipe.steps:
+                losses.append(training.advance(self.model.loss(self._batch(), training.generator)))
+                if interrupted.is_set():
+                    training.save(self._about)
+                    raise KeyboardInterrupt
+                if training.step % recipe.report_every == 0 or training.step == recipe.steps:
+                    rate = len(losses) * recipe.batch / (time.perf_counter() - since)
+                    training.save(self._about)
+                    progress({"step": training.step, "loss": float(np.mean(losses)), "pieces_per_s": rate})
+                    losses, since = [], time.perf_counter()
+            if interrupted.is_set():  # while the last step was saved
+                raise KeyboardInterrupt
         return self.average.eval()
 
     def _batch(self) -> Tensor:

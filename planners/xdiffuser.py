@@ -10,9 +10,11 @@ leaps; what does not pass is denoised again with more time or a narrower window,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,12 +24,14 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from planners import planner_file
-from planners.edges import Joints, Straight
+from planners.edges import Joints, Straight, checked_trajectories
 from planners.graph import StateGraph
 from planners.pieces import Pieces, agreeing, composed, joined, smoothed
 from planners.search import Route, downsampled, shortest_path
+from policies.archive import BundleError
+from policies.checks import at_least
 from policies.flow import solve, straight, toward
-from policies.spec import Array
+from policies.spec import Array, ContractError
 from policies.trajectory import TrajectoryModel
 
 NEAR = 64  # states that say how fast the trajectories are near a node
@@ -74,7 +78,8 @@ class Planned(NamedTuple):
         route: Positions and when to be there, in steps.
         way: The way through the graph that guided it.
         origin: Whether it is denoised; denoised, but with more time, a narrower window or parts of the way after
-            something did not pass, or with a turn that is too fast; or the way itself because nothing was free.
+            something did not pass, or with a turn that is too fast; or the way itself because nothing was free, or
+            there is nowhere to go.
         pieces: How many were composed.
         search_s: Seconds that the graph took.
         denoise_s: Seconds that the network took, checks included.
@@ -103,6 +108,9 @@ class XDiffuser:
         turn: By how much that step may change from one to the next, in m; as `leap` from the data.
         step_s: Seconds per step.
         origin: Where data and model come from, as plain JSON values.
+
+    Raises:
+        ContractError: A unit is not positive and finite, or the speeds do not fit the nodes.
     """
 
     graph: StateGraph
@@ -113,6 +121,19 @@ class XDiffuser:
     turn: float
     step_s: float
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.stride, Integral) and self.stride >= 1):
+            raise ContractError(f"stride is {self.stride!r}, it has to be a whole number of steps, 1 or more")
+        for name in ("leap", "turn", "step_s"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 <= value < math.inf) or (value == 0 and name != "turn"):
+                raise ContractError(f"{name} is {value!r}, it has to be a positive number")  # straight data never turn
+        shape, nodes = self.speeds.shape, len(self.graph.nodes)
+        if shape != (nodes,) or not (np.isfinite(self.speeds) & (self.speeds > 0)).all():
+            raise ContractError(f"speeds {shape} are not ({nodes},), one per node, positive and finite")
+        if not isinstance(self.origin, Mapping):
+            raise ContractError(f"origin is {self.origin!r}, not names with values")
 
     @classmethod
     def build(
@@ -135,9 +156,23 @@ class XDiffuser:
             rng: Draws the nodes.
             nodes: How many the graph has.
             origin: Where data and model come from.
+
+        Raises:
+            ContractError: The trajectories are not ``(T, 2)``, not finite, too short or at rest, or a unit is not
+                positive.
+            GraphError: There are not so many states.
         """
+        trajectories = checked_trajectories(trajectories, 2)
+        at_least(1, stride=stride)
+        if (longest := max(map(len, trajectories))) <= 2 * stride:
+            raise ContractError(
+                f"the longest trajectory has {longest} states, {2 * stride + 1} are needed; record longer ones or "
+                "lower the stride"
+            )
         moves = np.concatenate([np.linalg.norm(np.diff(place, axis=0), axis=-1) for place in trajectories])
-        graph = StateGraph.from_trajectories(trajectories, nodes, rng, Straight(float(np.median(moves))))
+        if not (speed := float(np.median(moves))) > 0:
+            raise ContractError("most steps of the trajectories do not move at all; cut their rests off with `trimmed`")
+        graph = StateGraph.from_trajectories(trajectories, nodes, rng, Straight(speed))
         places = np.concatenate([place[:-1] for place in trajectories])
         speeds = moves[KDTree(places).query(graph.nodes, min(NEAR, len(places)))[1]].mean(-1)
         leap, turn = (LENIENT * _largest(trajectories, stride, order) for order in (1, 2))
@@ -162,7 +197,27 @@ class XDiffuser:
             BundleError: It is damaged or no planner.
         """
         graph, model, speeds, units, origin = planner_file.read(path)
-        return cls(graph, model, speeds, **units, origin=origin)
+        try:
+            return cls(graph, model, speeds, **units, origin=origin)
+        except ContractError as error:
+            raise BundleError(f"{path} is damaged: {error}; copy the planner again") from error
+
+    def require(self, env: str, room: int | None, name: str) -> None:
+        """Require that the planner was made for an environment.
+
+        Args:
+            env: Gymnasium id.
+            room: Seed of the maze, where there is more than one.
+            name: Of the planner, for the message.
+
+        Raises:
+            ContractError: It was made for another, or for another maze.
+        """
+        made, known = self.origin.get("env"), self.origin.get("room")
+        if made != env:
+            raise ContractError(f"{name} was made for {made}, not for {env}; train one with `kinoflow train xdiffuser`")
+        if room is not None and room != known:
+            raise ContractError(f"{name} knows the maze of seed {known}, not of {room}; train one with --room {room}")
 
     def timed(self, places: Array) -> Route:
         """A trajectory ``(T, 2)`` with its times."""
@@ -206,11 +261,15 @@ class XDiffuser:
 
         Raises:
             NoRoute: There is no way through the graph.
+            ContractError: Start or goal has another shape or is not finite.
         """
+        start, goal = _state("start", start, (2, 4)), _state("goal", goal, (2,))
         sampler = sampler or Sampler()
         begin = time.perf_counter()
         way = self.way(start, goal, joints or Joints(valid=free))
         middle = time.perf_counter()
+        if not way.cost > 0:  # the goal is the start
+            return Planned(self.timed(np.stack([start[:2], goal])), way, "way", 0, middle - begin, 0.0, {})
         rejected: dict[str, int] = {}
         guide, window, best, origin = way, sampler.window, None, "denoised"
         for attempt in range(sampler.attempts):
@@ -335,6 +394,17 @@ class XDiffuser:
         if not free(places[:-1], places[1:]).all():
             return "wall"
         return "turn" if _turn(places) > self.turn else ""
+
+
+def _state(name: str, values: Array, sizes: tuple[int, ...]) -> Array:
+    """What a plan begins or ends with, checked (`ContractError`)."""
+    found = np.asarray(values, float)
+    if found.ndim != 1 or len(found) not in sizes:
+        needed = "(2,) in m, or (4,) with the velocity in m/s" if 4 in sizes else "(2,) in m"
+        raise ContractError(f"the {name} has shape {found.shape}, a plan needs {needed}")
+    if not np.isfinite(found).all():
+        raise ContractError(f"the {name} is {found.tolist()}, not finite; check where it comes from")
+    return found
 
 
 def _largest(trajectories: Sequence[Array], stride: int, order: int) -> float:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from policies.spec import ContractError
 
+PLANNER = "planner.json"  # part that planners have and bundles do not, see `planners.planner_file`
 LIMIT = 4 << 30  # bytes of all members together
 LARGE = 1 << 20  # bytes
 SAVED = 2 / 3  # of its bytes at most are left of what is worth deflating; weights at full precision are not
@@ -57,6 +58,15 @@ def unpack(file: Path | BinaryIO, expected: Callable[[Callable[[str], bytes]], C
         raise
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise BundleError(f"not a readable zip: {error}; copy the bundle again") from error
+
+
+def holds(path: Path, name: str) -> bool:
+    """Whether a file is a zip with a member of this name."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return name in archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnxruntime
 
-from policies.archive import BundleError, pack, unpack
+from policies.archive import PLANNER, BundleError, holds, pack, unpack
 from policies.files import replace_file
 from policies.manifest import (
     FORMAT,
@@ -303,6 +303,8 @@ def open_graphs(
 
 
 def _verified_parts(file: Path | BinaryIO) -> tuple[Manifest, dict[str, bytes]]:
+    if isinstance(file, Path) and holds(file, PLANNER):
+        raise BundleError("this is a planner; use kinoflow eval xdiffuser --planner, kinoflow plan or kinoflow run")
     members = unpack(file, lambda read: (MANIFEST, *Manifest.from_bytes(read(MANIFEST)).members))
     manifest = Manifest.from_bytes(members[MANIFEST])
     for part in manifest.members:

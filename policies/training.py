@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -84,9 +86,9 @@ class Training:
             remedy = "start without --resume" if resume else "continue it with --resume or choose another --out"
             raise ContractError(f"{self._out} holds {'no' if resume else 'a'} run already; {remedy}")
         if resume:
-            with safe_open(self._out / STATE, "pt") as file:
-                past = file.metadata()
-            self.load({name: past[name] for name in about}, about)
+            with self._intact(), safe_open(self._out / STATE, "pt") as file:
+                past = {name: file.metadata()[name] for name in about}
+            self.load(past, about)
 
     def save(self, about: dict[str, str] | None = None, **more: Tensor) -> None:
         """Write everything to the directory in one step."""
@@ -102,18 +104,42 @@ class Training:
         for name, value in past.items():
             if value != present[name]:
                 raise ContractError(f"cannot resume {self._out}: {name} was {value}, now it is {present[name]}")
-        state = load_file(self._out / STATE)
-        self.step = int(state["step"])
-        self.generator.set_state(state["generator"])
-        for name, network in self._networks.items():
-            network.load_state_dict(_under(f"{name}.", state))
+        with self._intact():
+            state = load_file(self._out / STATE)
+            self.step = int(state["step"])
+            self.generator.set_state(state["generator"])
+            for name, network in self._networks.items():
+                network.load_state_dict(_under(f"{name}.", state))
         for index, weight in enumerate(self._weights):
             self._optimiser.state[weight] = _under(f"optimiser.{index}.", state)
         return state
 
+    @contextmanager
+    def _intact(self) -> Iterator[None]:
+        """Names the file that what is read inside comes from, and the remedy, if it is damaged (`ContractError`)."""
+        try:
+            yield
+        except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+            path = self._out / STATE
+            raise ContractError(f"{path} is damaged ({error}); delete it and train again without --resume") from error
+
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Inside Ctrl-C only sets the event, so that a step is taken whole and can be saved; who looks at it raises."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers, and gets Ctrl-C
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import pytest
 
 from kinoflow.cli import COMMANDS, call
 
+PLANNER = Path(__file__).parent.parent / "models" / "mazenav.kfp"
+
 
 def kinoflow(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kinoflow", *arguments]
@@ -46,6 +48,7 @@ def test_an_unknown_command_is_refused() -> None:
         (("eval", "--env", "Nowhere-v0"), "no environment 'Nowhere-v0'; choose one of kinoflow/"),
         (("data", "none.hdf5"), "no episode file"),
         (("bench", "none.kfb"), "no such file"),
+        (("bench", str(PLANNER)), "this is a planner; use kinoflow eval xdiffuser --planner"),
         (("run", "none.kfb"), "no such file"),
     ],
 )

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.four_agents import ALONE, DISTANCE, GRAPH, REPAIRED, as_text, measure, outcome, sample_ends
+from benchmarks.four_agents import ALONE, DISTANCE, GRAPH, REPAIRED, as_text, main, measure, outcome, sample_ends
 from planners.xdiffuser import XDiffuser
+from policies.spec import ContractError
 
 pytest.importorskip("ogbench", reason="needs OGBench: pip install 'kinoflow[maze]'")
 PLANNER = Path(__file__).parent.parent / "models" / "maze_giant.kfp"
@@ -40,3 +41,10 @@ def test_a_small_run_has_every_number_and_a_text() -> None:
     assert methods[REPAIRED]["clear"]["mean"] == methods[GRAPH]["clear"]["mean"] == 1.0
     assert methods[REPAIRED]["least_m"] > 1.4 and {*methods} > {ALONE}
     assert "denoised and repaired" in as_text(result) and result["plan_p50_s"] > 0
+
+
+def test_a_planner_of_another_place_is_refused() -> None:
+    with pytest.raises(ContractError, match="was made for kinoflow/MazeNav-v0, not for kinoflow/Maze-giant-v0"):
+        main(planner=PLANNER.with_name("mazenav.kfp"))
+    with pytest.raises(ContractError, match="instances is 0"):
+        main(instances=0)

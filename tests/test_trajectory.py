@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 
 from planners.train_trajectory import TrajectoryRecipe, TrajectoryTrainer, config_for, trimmed
 from policies.spec import Array, ContractError
+from policies.training import STATE
 from policies.trajectory import CLEANEST, Ends, TrajectoryConfig, TrajectoryModel
 
 CONFIG = TrajectoryConfig((10.0, 5.0), 20.0, widths=(16, 16, 16))
@@ -137,3 +141,52 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "old", resume=True, recipe=replace(RECIPE, steps=16))
     with pytest.raises(ContractError, match="no trajectory moves for 77 steps"):
         TrajectoryTrainer(tmp_path / "short", RECIPE, [path[:50] for path in circles()])
+
+
+def test_ctrl_c_saves_the_step_that_it_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole").state_dict()
+    steps, loss = [], TrajectoryModel.loss
+
+    def interrupted(self: TrajectoryModel, pieces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        steps.append(len(steps))
+        if len(steps) == 2:  # before anything was saved
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, pieces, generator)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrajectoryModel, "loss", interrupted)
+        run(tmp_path / "cut")
+    resumed = run(tmp_path / "cut", resume=True).state_dict()
+    assert len(steps) == 2 and all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_it_trains_in_any_thread(tmp_path: Path) -> None:
+    thread = threading.Thread(target=run, args=(tmp_path,))
+    thread.start()
+    thread.join()
+    assert (tmp_path / STATE).exists()
+
+
+@pytest.mark.parametrize("cut", [0, 7, 1000, -10])
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path, cut: int) -> None:
+    run(tmp_path)
+    (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:cut])
+    with pytest.raises(ContractError, match=f"{tmp_path / STATE} is damaged .*train again without --resume"):
+        run(tmp_path, resume=True)
+
+
+def test_positions_of_any_precision_are_taken_and_what_is_none_is_refused(tmp_path: Path) -> None:
+    exact = [path.astype(float) for path in circles()]
+    TrajectoryTrainer(tmp_path / "exact", replace(RECIPE, steps=1), exact).run(lambda entry: None)
+    bad = [path.copy() for path in circles()]
+    bad[3][5, 1] = np.inf
+    for trajectories, message in (
+        (bad, "trajectory 3 has a state that is not finite"),
+        ([np.zeros((9, 4))], r"\(9, 4\), not \(T, 2\)"),
+        ([np.zeros(9)], r"\(9,\), not \(T, 2\)"),
+        ([], "no state"),
+        ([np.zeros((0, 2))] * 2, "no state"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            TrajectoryTrainer(tmp_path / "bad", RECIPE, trajectories)

@@ -37,7 +37,7 @@ def command(
     intent: tuple[str, ...] = (),
     json: bool = False,
 ) -> None:
-    """Evaluate policies on paired seeds beside the baselines.
+    """Evaluate policies on paired seeds beside the baselines; for planners see kinoflow eval xdiffuser --help.
 
     Args:
         policies: Bundles or run directories; the first is reported on, the rest are compared with it. Without any,

@@ -9,6 +9,7 @@ import tyro
 from kinoflow import planning
 from kinoflow.commands.eval import show_report, write
 from kinoflow.console import progress_bar
+from policies.files import prepare_folder
 
 
 def command(
@@ -25,6 +26,8 @@ def command(
         out: Directory for report.json with the per-episode rows, and for plots.
         json: Print JSON.
     """
+    if out:
+        prepare_folder(out)
     with progress_bar("episodes") as progress:
         report = planning.evaluate(config, progress)
     write(report, out)

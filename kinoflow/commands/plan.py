@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from envs.world import make
 from kinoflow.console import show
-from kinoflow.planning import free_in, load, robot_state, shipped
+from kinoflow.planning import free_in, load, maze, robot_state, shipped
 from planners.xdiffuser import Sampler
+from policies.checks import check_seed
+from policies.files import prepare_file
+from policies.spec import ContractError
 
 SAMPLER = Sampler()
 
@@ -36,8 +38,14 @@ def command(
         json: Print JSON, with the positions of the plan.
     """
     torch.set_num_threads(1)
-    world = make(env, {} if task is None else {"task": task})
+    check_seed(seed)
+    world = maze(env)
+    if task is not None:
+        if not hasattr(world, "task"):
+            raise ContractError(f"{env} has no tasks; choose --seed instead of --task {task}")
+        world = maze(env, task=task)
     loaded = load(planner or shipped(env), env, None if hasattr(world, "task") else seed)
+    prepare_file(out)
     world.reset(seed=seed)
     state = robot_state(world)
     start, goal = state if len(state) == 4 else state[:2], np.asarray(world.goal[:2])

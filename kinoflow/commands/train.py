@@ -11,6 +11,7 @@ from envs.evaluate import VALIDATION_SEED, EvaluateConfig, run_all
 from envs.world import make
 from kinoflow.console import progress_bar, show
 from kinoflow.planning import PlannerRecipe, train
+from policies.checks import at_least, check_seed
 from policies.head import find_head
 from policies.load import LOADER
 from policies.policy import Policy
@@ -34,7 +35,7 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
         resume: bool = False,
         json: bool = False,
     ) -> None:
-        """Train an action head on recorded episodes.
+        """Train an action head on recorded episodes; for a planner see kinoflow train xdiffuser --help.
 
         Args:
             head: A file in policies/, for example flowdit, or package.module:Class.
@@ -42,6 +43,8 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
             resume: Continue an interrupted run exactly where it was.
             json: Print JSON.
         """
+        check_seed(recipe.seed)
+        at_least(1, steps=recipe.steps, batch=recipe.batch)
         episodes = read_episodes(recipe.data)
         if recipe.rollouts and not episodes.actions.any():
             raise ContractError(f"nobody drives in {recipe.data}, so no policy can be tried on it; add --rollouts 0")

@@ -1,13 +1,17 @@
 import dataclasses
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from envs.collect import CollectConfig, collect, record
+from envs.collect import CollectConfig, collect, processes, record
 from envs.episodes import Episode, describe, read_episodes, write_episodes
 from kinoflow.cli import call
 from policies.spec import ActionSpec, ContractError, Feature, Spec
@@ -203,3 +207,31 @@ def test_what_is_constant_is_stored_once(tmp_path: Path) -> None:
     for row, owner in enumerate((0, 0, 1, 2)):
         spec_of_policy.check({name: values[row] for name, values in seen.items()})
         assert (seen["video"][row] == owner).all()
+
+
+def test_a_pool_ends_with_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\n"
+        "from envs.collect import processes\n"
+        "if __name__ == '__main__':\n"
+        "    with processes(1) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        pool.submit(time.sleep, 600)\n"
+        "        time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+    end = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end, "the worker lives on"
+        time.sleep(0.05)
+
+
+def test_a_pool_of_nobody_is_refused() -> None:
+    with pytest.raises(ContractError, match="workers is 0, it has to be at least 1"), processes(0):
+        pass

@@ -202,3 +202,27 @@ def test_a_graph_is_not_loaded_with_another_cost(tmp_path: Path) -> None:
         StateGraph.load(tmp_path / "graph.npz", Straight(0.5))
     with pytest.raises(OSError):
         StateGraph.load(tmp_path / "nowhere.npz", COST)
+
+
+@pytest.mark.parametrize("edges", [[0.0, 1.0], [[0, 1]], [-1], [4], [True, False], np.zeros(3, bool)])
+def test_what_names_no_edges_is_not_closed(edges: list) -> None:
+    graph = StateGraph.build(SQUARE, RING, COST)
+    for change in (graph.close, graph.open):
+        with pytest.raises(GraphError, match=r"edges are .*, not indices from 0 to 3 or 4 truths"):
+            change(edges=edges)
+    assert not graph.close(edges=[], nodes=np.zeros(0, int)).closed_edges.any()
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "message"),
+    [
+        ([], "no state"),
+        ([np.zeros((0, 2))], "no state"),
+        ([np.zeros((5, 2)), np.zeros((5, 3))], r"trajectory 1 has shape \(5, 3\), not \(T, D\) with the same D"),
+        ([np.zeros(5)], r"trajectory 0 has shape \(5,\)"),
+        ([np.full((5, 2), np.nan)], "not finite; drop"),
+    ],
+)
+def test_trajectories_that_do_not_fit_are_refused(trajectories: list[np.ndarray], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        StateGraph.from_trajectories(trajectories, 2, np.random.default_rng(0), COST)

@@ -1,9 +1,10 @@
+import pickle
 from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
 
-from planners.edges import Joints, Straight
+from planners.edges import GraphError, Joints, Straight
 from planners.graph import StateGraph
 from planners.search import NoRoute, Route, downsampled, k_alternatives, shortest_path
 
@@ -128,3 +129,15 @@ def test_thinning_out_keeps_the_ends_and_the_times() -> None:
     np.testing.assert_array_equal(whole.times, times)
     here = downsampled(Route(np.zeros((2, 1)), np.zeros(2)), 12)
     assert here.times.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_alternatives_are_refused(count: int) -> None:
+    with pytest.raises(GraphError, match="ask for at least 1"):
+        k_alternatives(two_rooms(), [0.0], [1.0], count)
+
+
+def test_a_refusal_crosses_processes_and_is_an_expected_error() -> None:
+    refusal = pickle.loads(pickle.dumps(NoRoute("goal", "it is in a wall")))
+    assert isinstance(refusal, RuntimeError)  # which `kinoflow.cli.call` prints as one line
+    assert (refusal.reason, str(refusal)) == ("goal", "it is in a wall")

@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import combinations, pairwise, product
@@ -279,7 +280,7 @@ def test_impossible_requests_are_named() -> None:
         with pytest.raises(NoJointPlan) as refusal:
             conflict_based(graph, *asked)
         assert (refusal.value.reason, refusal.value.agent) == (reason, agent)
-    with pytest.raises(NoJointPlan, match="join the graph"):
+    with pytest.raises(NoJointPlan, match="join the graph, or open what is closed"):
         prioritised(BAY.close(nodes=[2]), [0, 5], [4, 3], 0.5, rng())
 
 
@@ -295,6 +296,10 @@ def test_malformed_requests_are_refused(starts: list[int], goals: list[int], dis
         conflict_based(directed, [0], [1], 1.0)
     with pytest.raises(GraphError, match="path of agent 1"):
         conflicts([np.zeros((3, 2)), np.full((3, 2), np.nan)], 1.0)
+    with pytest.raises(GraphError, match="there are no paths"):
+        repair([], 1.0, rng())
+    with pytest.raises(GraphError, match="orders is 0"):
+        prioritised(CORRIDOR, [0], [1], 1.0, rng(), orders=0)
     with pytest.raises(GraphError, match="safety distance"):
         repair([np.zeros((3, 2))], np.inf, rng())
 
@@ -303,3 +308,9 @@ def test_the_same_generator_gives_the_same_plan() -> None:
     plans = [prioritised(CROSS, [0, 3, 2], [2, 4, 0], 0.0, rng()) for _ in range(2)]
     for one, other in zip(plans[0].positions, plans[1].positions, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_refusal_crosses_processes() -> None:
+    refusal = pickle.loads(pickle.dumps(NoJointPlan("blocked", 2, "no way")))
+    assert (refusal.reason, refusal.agent, str(refusal)) == ("blocked", 2, "no way")
+    assert isinstance(refusal, RuntimeError)

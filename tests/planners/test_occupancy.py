@@ -12,7 +12,7 @@ from planners.edges import Straight
 from planners.graph import StateGraph
 from planners.occupancy import OccupancyMap
 from planners.search import NoRoute, shortest_path
-from policies.spec import Array
+from policies.spec import Array, ContractError
 from ros_nodes.simulation import MAP_CELL, occupancy
 
 RADIUS = 0.25
@@ -111,3 +111,8 @@ def test_maps_travel(area: OccupancyMap) -> None:
     other = pickle.loads(content)
     assert len(content) < 4.1 * area.clearance.size
     np.testing.assert_array_equal(other.at(drawn(100)), area.at(drawn(100)))
+
+
+def test_a_map_without_cells_is_refused() -> None:
+    with pytest.raises(ContractError, match=r"the map has shape \(0, 0\)"):
+        OccupancyMap.of(np.zeros((0, 0)), 0.1, np.zeros(2), RADIUS)

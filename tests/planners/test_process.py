@@ -21,7 +21,7 @@ from planners.occupancy import OccupancyMap
 from planners.process import Answer, PlannerProcess
 from planners.xdiffuser import XDiffuser
 from policies.runtime.worker import WorkerError
-from policies.spec import Array
+from policies.spec import Array, ContractError
 from ros_nodes.simulation import occupancy
 
 RADIUS, PATIENCE_S = 0.25, 60.0
@@ -126,8 +126,19 @@ def test_refusals_have_their_reason(planner: PlannerProcess, env: MazeNavEnv, ar
         planner.request(start, where, within)
         found = answer(planner)
         assert found.refusal == reason and (found.route is None) == bool(reason)
-    planner.request(np.zeros(1), goal, area)
-    assert answer(planner).refusal == "error" and planner.alive
+    odd = replace(area, origin=np.zeros(3))
+    for begin, end, within, message in (
+        (np.zeros(1), goal, area, "the start has shape"),
+        (start, np.full(2, np.nan), area, "the goal is"),
+        (start, goal, odd, "ValueError"),
+        (start, goal, odd, "ValueError"),  # and not planned on the map before
+        (start, goal, area, ""),
+    ):
+        planner.request(begin, end, within)
+        found = answer(planner)
+        assert message in found.message and (found.refusal == "error") == bool(message) and planner.alive
+    with pytest.raises(ContractError, match="not an OccupancyMap"):
+        planner.request(start, goal, None)  # type: ignore[arg-type]
 
 
 def test_asking_never_waits_for_a_planner_that_has_stalled(file: Path, env: MazeNavEnv) -> None:

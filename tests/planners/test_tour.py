@@ -1,3 +1,4 @@
+import pickle
 import sys
 from itertools import pairwise, permutations
 
@@ -201,3 +202,8 @@ def test_what_nobody_can_see_is_named() -> None:
     with pytest.raises(NoTour, match=r"interests \[0, 2\]") as refusal:
         inspection(graph, [0.0], np.array([[20.0], [10.0], [99.0]]), near, ALONE)
     assert refusal.value.points == (0, 2)
+
+
+def test_a_refusal_crosses_processes() -> None:
+    refusal = pickle.loads(pickle.dumps(NoTour([1, 3], "no way")))
+    assert (refusal.points, str(refusal)) == ((1, 3), "no way") and isinstance(refusal, RuntimeError)

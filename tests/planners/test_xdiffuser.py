@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from planners.search import NoRoute, Route
 from planners.train_trajectory import config_for
 from planners.xdiffuser import Sampler, XDiffuser
 from policies.archive import BundleError, pack, unpack
-from policies.spec import Array
+from policies.spec import Array, ContractError
 from policies.trajectory import TrajectoryModel
 
 STEP_S = 0.1
@@ -164,3 +166,104 @@ def test_damaged_and_foreign_files_are_refused(planner: XDiffuser, tmp_path: Pat
 def test_nothing_of_a_sampler_is_zero(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is 0"):
         Sampler(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("start", "goal", "message"),
+    [
+        ([np.nan, 0.0], GOAL, "the start is .*not finite"),
+        ([0.0, 0.0, 0.0, np.inf], GOAL, "the start is .*not finite"),
+        (START, [np.nan, 1.0], "the goal is .*not finite"),
+        ([0.0, 0.0, 0.0], GOAL, r"the start has shape \(3,\), a plan needs \(2,\) in m, or \(4,\)"),
+        (START, [0.0, 0.0, 0.0], r"the goal has shape \(3,\), a plan needs \(2,\)"),
+        (START, [[0.0, 0.0]], r"the goal has shape \(1, 2\)"),
+    ],
+)
+def test_what_is_no_place_is_refused_by_name(
+    planner: XDiffuser, maze: Maze, start: list[float], goal: list[float], message: str
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        planner.plan(start, goal, maze.segment_free, generator())
+
+
+@pytest.mark.parametrize("velocity", [[], [0.1, 0.0]])
+def test_who_is_there_stays_there(planner: XDiffuser, maze: Maze, velocity: list[float]) -> None:
+    planned = planner.plan(np.r_[START, velocity], START, maze.segment_free, generator())
+    assert planned.route.states.tolist() == [[0, 0], [0, 0]] and planned.route.times.tolist() == [0, 4]
+    assert (planned.origin, planned.pieces, planned.rejected) == ("way", 0, {})
+
+
+@pytest.mark.parametrize(
+    ("lengths", "stride", "step_s", "message"),
+    [
+        ([], 4, STEP_S, "no state"),
+        ([1], 4, STEP_S, "the longest trajectory has 1 states, 9 are needed"),
+        ([100], 0, STEP_S, "stride is 0"),
+        ([100], 4, 0.0, "step_s is 0.0"),
+        ([100], 4, np.nan, "step_s is nan"),
+    ],
+)
+def test_nothing_is_built_of_nothing(
+    planner: XDiffuser, places: list[Array], lengths: list[int], stride: int, step_s: float, message: str
+) -> None:
+    cut = [places[0][:length] for length in lengths]
+    with pytest.raises(ContractError, match=message):
+        XDiffuser.build(cut, planner.model, stride, step_s, np.random.default_rng(0), 20)
+    with pytest.raises(ContractError, match="do not move"):
+        XDiffuser.build([np.zeros((50, 2))], planner.model, 4, STEP_S, np.random.default_rng(0), 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("origin", []),
+        ("model", 3),
+        ("model", {"centre": [0, 0], "scale": 1.0, "widths": [7]}),
+        ("sha256", []),
+        ("sha256", {}),
+        ("stride", 0),
+        ("stride", "a"),
+        ("leap", float("nan")),
+        ("turn", -1.0),
+        ("step_s", 0),
+        ("speed", "fast"),
+        ("format", 9),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused(planner: XDiffuser, tmp_path: Path, name: str, value: object) -> None:
+    file, names = tmp_path / "planner.kfp", ("planner.json", "weights.safetensors", "graph.npz")
+    planner.save(file)
+    parts = unpack(file, lambda read: names)
+    manifest = {**json.loads(parts[names[0]]), name: value}
+    file.write_bytes(pack({**parts, names[0]: json.dumps(manifest).encode()}))
+    with pytest.raises(BundleError, match=str(file)):
+        XDiffuser.load(file)
+
+
+def test_a_part_without_a_hash_is_refused(planner: XDiffuser, tmp_path: Path) -> None:
+    file, names = tmp_path / "planner.kfp", ("planner.json", "weights.safetensors", "graph.npz")
+    planner.save(file)
+    parts = unpack(file, lambda read: names)
+    manifest = json.loads(parts[names[0]])
+    manifest["sha256"] = {names[1]: hashlib.sha256(parts[names[1]]).hexdigest()}
+    file.write_bytes(pack({**parts, names[0]: json.dumps(manifest).encode()}))
+    with pytest.raises(BundleError, match=names[2]):
+        XDiffuser.load(file)
+
+
+def test_what_is_no_planner_is_named(planner: XDiffuser, tmp_path: Path) -> None:
+    file = tmp_path / "planner.kfp"
+    planner.save(file)
+    whole = file.read_bytes()
+    bundle = pack({"manifest.json": b"{}", "policy.onnx": b""})
+    for content, message in (
+        (b"", "zip"),
+        (b"text", "zip"),
+        (whole[:-99], "copy the planner"),
+        (bundle, "is a policy"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(BundleError, match=f"^{file} .*{message}"):
+            XDiffuser.load(file)
+    with pytest.raises(BundleError, match="is a directory, not a planner"):
+        XDiffuser.load(tmp_path)

@@ -8,15 +8,14 @@ environment on its own observes as well.
 
 from __future__ import annotations
 
-import json
+import json as json_format
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from benchmarks.entry import check, run
 from envs.driving import DrivingEnv
 from envs.metrics import pdm_score
 from envs.scenes import sample_scene
@@ -25,23 +24,6 @@ from policies.files import replace_file
 
 STEPS_PER_S = 2000.0  # scene steps per second that are wanted at least
 SCORING_S = 0.5  # for a thousand plans in one scene, at most
-
-
-@dataclass(frozen=True)
-class Options:
-    """How much to measure.
-
-    Args:
-        scenes: That go on together.
-        steps: Of each.
-        plans: In the scored scene.
-        json: File for the result.
-    """
-
-    scenes: int = 64
-    steps: int = 100
-    plans: int = 1000
-    json: Path | None = None
 
 
 def stepping(scenes: int, steps: int) -> float:
@@ -83,27 +65,35 @@ def scoring(plans: int) -> float:
     return time.process_time() - begin
 
 
-def measure(options: Options) -> dict[str, Any]:
+def measure(scenes: int, steps: int, plans: int) -> dict[str, Any]:
     """All figures, and each as a share of its limit; shares above 1 meet a rate, those below 1 a time."""
-    together, single, seconds = stepping(options.scenes, options.steps), alone(options.steps), scoring(options.plans)
+    together, single, seconds = stepping(scenes, steps), alone(steps), scoring(plans)
     return {
-        "scenes": options.scenes,
+        "scenes": scenes,
         "scene_steps_per_s": round(together),
         "of_wanted_rate": round(together / STEPS_PER_S, 2),
         "environment_steps_per_s": round(single),
-        "plans": options.plans,
+        "plans": plans,
         "scoring_s": round(seconds, 3),
         "of_allowed_time": round(seconds / SCORING_S, 3),
     }
 
 
-def main(options: Options) -> None:
-    """Measure and print."""
-    report = measure(options)
-    if options.json:
-        replace_file(options.json, json.dumps(report, indent=2).encode())
+def main(scenes: int = 64, steps: int = 100, plans: int = 1000, json: Path | None = None) -> None:
+    """Measure how fast driving is simulated and scored.
+
+    Args:
+        scenes: That go on together.
+        steps: Of each.
+        plans: In the scored scene.
+        json: File for the result.
+    """
+    check(json, scenes=scenes, steps=steps, plans=plans)
+    report = measure(scenes, steps, plans)
+    if json:
+        replace_file(json, json_format.dumps(report, indent=2).encode())
     print("\n".join(f"{name:<26} {value}" for name, value in report.items()))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main)

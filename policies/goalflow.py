@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,7 @@ class GoalFlow(FlowDiT):
     """Velocity field over chunks, conditioned on a scene and on where the chunk shall end."""
 
     Config = Config
+    usual: ClassVar[Mapping[str, Any]] = {"history": 1, "sample_steps": 1, "temperature": 1.0}
     offset: Tensor
     scale: Tensor
     goals: Tensor

@@ -38,6 +38,8 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.spec, self.config = spec, config
 
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """Settings of `policies.train.Recipe` that are customary for this head, where they differ from the defaults."""
     candidates: int = 1
     """Chunks that are denoised beside each other, of which `choose` picks one."""
     noise_scale: float = 1.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,7 @@ class StreamingIntent(FlowDiT):
     """Velocity field over chunks, guided by an intent that is inferred from the scene and carried over time."""
 
     Config = Config
+    usual: ClassVar[Mapping[str, Any]] = {"history": 1, "sample_steps": 2, "temperature": 1.0}
     remembers = True
     offset: Tensor
     scale: Tensor

@@ -60,7 +60,7 @@ class Recipe(Generic[ConfigT]):
     """What to train, on what, for how long.
 
     Args:
-        data: Episode file, from ``kinoflow collect``.
+        data: Episode file, from ``kinoflow collect``; none where the episodes are recorded for the run.
         out: Run directory.
         config: Hyper-parameters of the head.
         steps: Optimiser steps.
@@ -81,7 +81,7 @@ class Recipe(Generic[ConfigT]):
         initial: Run directory or bundle to begin with: weights and units of the same name and shape are taken over.
     """
 
-    data: Path
+    data: Path | None
     out: Path
     config: ConfigT
     steps: int = 5000

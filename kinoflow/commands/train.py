@@ -1,17 +1,20 @@
 """kinoflow train."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 
+from envs.collect import CollectConfig, collect
 from envs.episodes import EpisodeFile, read_episodes
 from envs.evaluate import VALIDATION_SEED, EvaluateConfig, run_all
 from envs.world import make
 from kinoflow.console import progress_bar, show
 from kinoflow.planning import PlannerRecipe, train
 from policies.checks import at_least, check_seed
+from policies.files import prepare_folder
 from policies.head import find_head
 from policies.load import LOADER
 from policies.policy import Policy
@@ -27,11 +30,16 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
         arguments.insert(0, "flowdit")  # so that --help shows a complete example
     if arguments[0] == PLANNER:
         return train_planner
-    config = find_head(arguments[0]).Config
+    kind = find_head(arguments[0])
+    config = kind.Config
+    usual: Any = Recipe(None, tyro.MISSING, config(), **kind.usual)
 
     def command(
         head: tyro.conf.Positional[str],
-        recipe: Recipe[config],  # type: ignore[valid-type]
+        recipe: Recipe[config] = usual,  # type: ignore[valid-type]
+        env: str | None = None,
+        embodiment: str | None = None,
+        episodes: int = 2000,
         resume: bool = False,
         json: bool = False,
     ) -> None:
@@ -40,20 +48,36 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
         Args:
             head: A file in policies/, for example flowdit, or package.module:Class.
             recipe: What to train.
+            env: Record demonstrations here first, into the run's directory, instead of reading --data.
+            embodiment: Robot, where the environment has several.
+            episodes: Demonstrations to record; those that are there already are kept.
             resume: Continue an interrupted run exactly where it was.
             json: Print JSON.
         """
         check_seed(recipe.seed)
-        at_least(1, steps=recipe.steps, batch=recipe.batch)
-        episodes = read_episodes(recipe.data)
-        if recipe.rollouts and not episodes.actions.any():
-            raise ContractError(f"nobody drives in {recipe.data}, so no policy can be tried on it; add --rollouts 0")
-        trainer = Trainer(head, recipe, episodes, resume)
+        at_least(1, steps=recipe.steps, batch=recipe.batch, episodes=episodes)
+        data = recipe.data or recorded(recipe.out, env, embodiment, episodes)
+        demonstrations = read_episodes(data)
+        if recipe.rollouts and not demonstrations.actions.any():
+            raise ContractError(f"nobody drives in {data}, so no policy can be tried on it; add --rollouts 0")
+        trainer = Trainer(head, recipe, demonstrations, resume)
         with progress_bar("training") as progress:
-            result = trainer.run(rollout_on(episodes, recipe), progress)
+            result = trainer.run(rollout_on(demonstrations, recipe), progress)
         show({"out": str(recipe.out), **result}, json)
 
     return command
+
+
+def recorded(out: Path, env: str | None, embodiment: str | None, episodes: int) -> Path:
+    """Demonstrations in the directory of a run, recorded if they are not there yet."""
+    if env is None:
+        raise ContractError("there is nothing to train on; give --data FILE, or --env ID to record demonstrations")
+    file = out / "episodes.hdf5"
+    if not file.exists():
+        prepare_folder(out)
+        with progress_bar("episodes") as progress:
+            collect(CollectConfig(file, env, embodiment, episodes), progress)
+    return file
 
 
 def train_planner(

@@ -114,7 +114,8 @@ class Episode:
         self._world: Any = world
         self._driver, self._seed = driver, seed
         velocities = all(unit.endswith("/s") for unit in world.contract.action.units)
-        self._guard = Guard(GuardLimits.of(world.contract.action)) if velocities else None
+        underway = getattr(world, "underway", None)
+        self._guard = Guard(GuardLimits.of(world.contract.action), underway) if velocities else None
         self._observation = world.observe()
         self._path = [tuple(world.pose[:2])]
 

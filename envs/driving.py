@@ -12,6 +12,7 @@ import shapely
 from envs.metrics import EgoState, RoadUsers, ScoredScene, score_states
 from envs.metrics import Lane as ScoredLane
 from envs.metrics.comfort import SHORTEST
+from envs.metrics.tracker import SPEED, YAW_RATE
 from envs.roads import COMMANDS, SPACING, Scene
 from envs.scenes import MOST, sample_scene
 from envs.traffic import TICK, Paths, Traffic, box_corners
@@ -102,6 +103,11 @@ class DrivingEnv(gymnasium.Env[Any, Array]):
     def rest(self) -> Array:
         """Command that stops the car."""
         return np.zeros(2, np.float32)
+
+    @property
+    def underway(self) -> Array:
+        """Command that keeps the car as it is."""
+        return self.traffic.car[0, [SPEED, YAW_RATE]].astype(np.float32)
 
     @property
     def right_routes(self) -> tuple[int, ...]:

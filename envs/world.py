@@ -14,6 +14,8 @@ from policies.spec import Array, ContractError, Spec
 class World(Protocol):
     """A Gymnasium environment, unwrapped, with what makes its episodes comparable.
 
+    One whose robot moves already when an episode begins says with which velocities, as a command: ``underway``.
+
     One whose pictures need a process of their own says ``alone = True``. One that knows what no policy may see but
     training may has ``LABELS``, constant features, and their values in ``labels``.
 

@@ -59,9 +59,10 @@ class Guard:
 
     Args:
         limits: The limits.
+        underway: ``(A,)`` velocity that the robot has already; at rest by default.
     """
 
-    def __init__(self, limits: GuardLimits) -> None:
+    def __init__(self, limits: GuardLimits, underway: Array | None = None) -> None:
         self.fault: str | None = None
         """Why the robot is stopped until `reset`, None while it is not."""
         self.interventions = dict.fromkeys(("limited", "stale", "non_finite", "geofence", "estop"), 0)
@@ -73,6 +74,8 @@ class Guard:
         self._time: float | None = None
         self._stamp: float | None = None
         self._rest()
+        if underway is not None:
+            self._velocity = np.clip(np.asarray(underway, np.float64), self._low, self._high)
 
     @property
     def waiting(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from envs.drive import Episode, Scripted
 from envs.driving import BACK, PIXEL, PIXELS, DrivingEnv
 from envs.experts.driving import DRIVERS
 from envs.metrics.tracker import SPEED
@@ -184,6 +185,14 @@ def test_the_expert_reaches_the_end_of_most_scenes_of_every_kind(kind: str) -> N
             ended = terminated or truncated
         reached += bool(info["success"])
     assert reached >= 3
+
+
+def test_an_episode_begins_at_the_speed_of_the_car() -> None:
+    env = begun(road(speed=8.0))
+    episode = Episode(env, Scripted(DRIVERS["constant velocity"](env)), 0)
+    for index in range(10):
+        episode.tick(index * env.step_dt)
+    assert env.traffic.car[0, SPEED] == pytest.approx(8.0, abs=0.01)
 
 
 def test_rectangles_overlap_unless_a_side_parts_them() -> None:

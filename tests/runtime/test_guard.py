@@ -254,3 +254,10 @@ def test_wrong_shape_and_unsafe_limits_are_refused() -> None:
         GuardLimits((-1.0,), (1.0,), (0.0,), (1.0,))
     with pytest.raises(ValueError, match="length"):
         GuardLimits((-1.0,), (1.0, 1.0), (1.0,), (1.0,))
+
+
+def test_a_robot_that_moves_already_is_not_braked_first() -> None:
+    guard = Guard(LIMITS, np.array([0.5, 0.0, 0.3]))
+    outputs = np.array([guard.filter(np.array([0.5, 0.0, 0.3]), DT * k, DT * k) for k in range(10)])
+    np.testing.assert_allclose(outputs, np.tile([0.5, 0.0, 0.3], (10, 1)), atol=1e-6)
+    assert guard.interventions["limited"] == 0

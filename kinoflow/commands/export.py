@@ -5,11 +5,12 @@ from __future__ import annotations
 import json as json_format
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from kinoflow.console import show
+from policies.bundle import Bundle
 from policies.export import export
 from policies.load import load_trained
 
@@ -28,10 +29,9 @@ def command(
         rounded: Round weights to bfloat16: the file is less than half as large. Evaluate the bundle, not the run.
         json: Print JSON.
     """
-    trained, note = load_trained(policy), Path(policy) / "run.json"
+    trained = load_trained(policy)
     out.parent.mkdir(parents=True, exist_ok=True)
-    provenance = json_format.loads(note.read_text()) if os.path.exists(note) else {"policy": policy}
-    report = export(trained, out, provenance=provenance, rounded=rounded)
+    report = export(trained, out, provenance=provenance_of(policy), rounded=rounded)
     result = {
         "bundle": str(out),
         "bytes": report.size,
@@ -41,3 +41,11 @@ def command(
         "p99_ms": report.latency.p99_ms,
     }
     show(result, json)
+
+
+def provenance_of(policy: str) -> dict[str, Any]:
+    """What is known of where a policy comes from: the run's own note, or that of the bundle it is read from."""
+    if os.path.isfile(policy):
+        return Bundle.load(Path(policy)).manifest.provenance
+    note = Path(policy) / "run.json"
+    return json_format.loads(note.read_text()) if os.path.exists(note) else {"policy": policy}

@@ -60,7 +60,7 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     scene = Scene(
         kind, tuple(network.lanes), routes, paths, chosen, not network.choice, pose, speed, limit, tuple(users)
     )
-    return _turned(scene, float(rng.uniform(-np.pi, np.pi)))
+    return turned(scene, float(rng.uniform(-np.pi, np.pi)))
 
 
 def _start(network: Network, rng: np.random.Generator) -> float:
@@ -136,7 +136,7 @@ def _pedestrians(network: Network, begin: int, rng: np.random.Generator) -> list
     return users
 
 
-def _turned(scene: Scene, angle: float) -> Scene:
+def turned(scene: Scene, angle: float) -> Scene:
     """The scene turned about the origin: nothing may depend on which way is north."""
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])

@@ -10,7 +10,7 @@ from envs.driving import BACK, PIXEL, PIXELS, DrivingEnv
 from envs.experts.driving import DRIVERS
 from envs.metrics.tracker import SPEED
 from envs.roads import KINDS, Lane, RoadUser, Scene, line
-from envs.scenes import MOST, sample_scene
+from envs.scenes import MOST, sample_scene, turned
 from envs.traffic import TICK, Traffic, box_corners, overlap
 
 
@@ -148,27 +148,12 @@ def test_others_are_listed_nearest_first_in_the_frame_of_the_car() -> None:
 
 
 def test_what_is_observed_does_not_depend_on_where_north_is() -> None:
-    env, turned = (DrivingEnv() for _ in range(2))
+    env, northern = (DrivingEnv() for _ in range(2))
     for seed in range(5):
         scene = sample_scene(np.random.default_rng(seed))
         env.reset(seed=0, options={"scene": scene})
-        angle = 1.1
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        x, y = np.array(scene.start[:2]) @ turn
-        moved = Scene(
-            scene.kind,
-            tuple(lane._replace(centre=lane.centre @ turn) for lane in scene.lanes),
-            tuple(route @ turn for route in scene.routes),
-            tuple(path @ turn for path in scene.paths),
-            scene.chosen,
-            scene.commanded,
-            (float(x), float(y), scene.start[2] + angle),
-            scene.speed,
-            scene.limit,
-            tuple(user._replace(path=user.path @ turn) for user in scene.others),
-        )
-        turned.reset(seed=0, options={"scene": moved})
-        one, other = env.observe(), turned.observe()
+        northern.reset(seed=0, options={"scene": turned(scene, 1.1)})
+        one, other = env.observe(), northern.observe()
         for name in ("car", "command", "paths", "others"):
             np.testing.assert_allclose(one[name], other[name], atol=1e-3, err_msg=name)
         assert np.abs(one["raster"].astype(int) - other["raster"]).mean() < 4

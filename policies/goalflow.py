@@ -26,6 +26,7 @@ from policies.spec import Spec
 
 LEVER = 0.1  # of the reach: how far apart goals are that differ by a rad of heading
 LIKELY = 0.5  # probability from which a goal counts as admissible
+TAKEN = 1e3  # less score for goals that are out of the question
 SHADOW = 1e4  # score that decides for the chunk without a goal, or against it
 SCORES = 0.1  # weight of what the goal scorer is trained on, beside the flow
 SOFT = 0.3  # m of room over which a chunk becomes admissible
@@ -69,7 +70,7 @@ class Goals(NamedTuple):
     Args:
         context: Of the transformer, for the best goal.
         tokens: ``(B, N, width)`` of the scene.
-        picked: ``(B, candidates)`` goals of the candidates, best first; the last one stands for none.
+        goals: ``(B, candidates, 3)`` poses of the candidates' goals, best first; the last one stands for none.
         score: ``(B, candidates)`` log likelihood of the goals, and of their admissibility.
         admissible: ``(B,)`` whether one of them is.
         observation: What was observed.
@@ -77,7 +78,7 @@ class Goals(NamedTuple):
 
     context: Context
     tokens: Tensor
-    picked: Tensor
+    goals: Tensor
     score: Tensor
     admissible: Tensor
     observation: Mapping[str, Tensor]
@@ -147,8 +148,9 @@ class GoalFlow(FlowDiT):
         score = likely.log_softmax(-1) + self.config.admissible * functional.logsigmoid(admissible)
         picked = self._pick(score)
         best = admissible.gather(1, picked[:, :-1]).amax(-1).sigmoid()
-        context = self._context(tokens, self._embedded(self.goals[picked[:, 0]]))
-        return Goals(context, tokens, picked, score.gather(1, picked), best >= LIKELY, observation)
+        goals = self._refined(picked, score)
+        context = self._context(tokens, self._embedded(goals[:, 0]))
+        return Goals(context, tokens, goals, score.gather(1, picked), best >= LIKELY, observation)
 
     def _scores(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, K)`` of how likely and how admissible each goal is, given a scene ``(B, N, width)``."""
@@ -168,16 +170,28 @@ class GoalFlow(FlowDiT):
 
     def _pick(self, score: Tensor) -> Tensor:
         """The best goals ``(B, candidates)`` that are apart from each other, by their scores ``(B, K)``."""
-        flat, radius = self._flat(self.goals), self.config.apart * self.spacing
-        near = ((flat[:, None] - flat).square().sum(-1) < radius**2).to(score.dtype)
-        picked = []
+        near, picked = self._near(), []
         for _ in range(self.candidates):
             picked.append(score.argmax(-1))
-            score = score - 1e3 * near[picked[-1]]  # once all are taken, the best again
+            score = score - TAKEN * near[picked[-1]]  # once all are taken, the best again
         return torch.stack(picked, -1)
 
+    def _near(self) -> Tensor:
+        """Whether goals ``(K, K)`` are so near that they mean the same: 1 or 0."""
+        flat, radius = self._flat(self.goals), self.config.apart * self.spacing
+        return ((flat[:, None] - flat).square().sum(-1) < radius**2).to(flat.dtype)
+
+    def _refined(self, picked: Tensor, score: Tensor) -> Tensor:
+        """Goals ``(B, candidates, 3)``: means of those near the picked ones by their scores, finer than the vocabulary.
+
+        Only what means the same is averaged, never two ways of a fork.
+        """
+        share = (score[:, None] - TAKEN * (1 - self._near()[picked])).softmax(-1)
+        mean = share @ self._flat(self.goals)
+        return torch.cat([mean[..., :2], torch.atan2(mean[..., 3:], mean[..., 2:3])], -1)
+
     def propose(self, context: Goals) -> Any:
-        wanted = self._embedded(self.goals[context.picked])
+        wanted = self._embedded(context.goals)
         wanted = torch.cat([wanted[:, :-1], self.nowhere.expand_as(wanted[:, -1:])], 1).flatten(0, 1)
         tokens = context.tokens.repeat_interleave(self.candidates, 0)
         return context._replace(context=self._context(tokens, wanted), tokens=tokens)
@@ -196,7 +210,7 @@ class GoalFlow(FlowDiT):
         """How good chunks ``(B, candidates, H, A)`` are: goals, whether they are reached, room, length, comfort."""
         config = self.config
         poses = self.motion.poses(chunks * self.scale + self.offset)
-        missed = (self._flat(poses[:, :, -1]) - self._flat(self.goals[context.picked])).norm(dim=-1) / self.spacing
+        missed = (self._flat(poses[:, :, -1]) - self._flat(context.goals)).norm(dim=-1) / self.spacing
         room = self.ground.clearance(context.observation, poses, self.motion.dt)
         length = poses[..., :2].diff(dim=2).norm(dim=-1).sum(-1) / self.reach
         jerky = chunks.diff(dim=2).square().mean((2, 3))

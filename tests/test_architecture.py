@@ -26,6 +26,7 @@ TORCH_FREE = (
     "policies/archive.py",
     "policies/senses.py",
     "policies/dis.py",
+    "policies/pickles.py",
 )
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

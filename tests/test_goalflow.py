@@ -59,10 +59,26 @@ def test_experts_move_the_vocabulary_to_where_they_go() -> None:
 def test_candidates_have_goals_apart_and_the_best_first() -> None:
     made = head()
     context = made.encode(observation(3))
-    goals = made._flat(made.goals)[context.picked[:, :-1]]
-    apart = torch.cdist(goals, goals) + torch.eye(5)
-    assert apart.min() >= SMALL.apart * made.spacing * 0.999
+    picked = made._pick(made._scores(context.tokens)[0])
+    goals = made._flat(made.goals)[picked[:, :-1]]
+    assert (torch.cdist(goals, goals) + torch.eye(5)).min() >= SMALL.apart * made.spacing * 0.999
     assert (context.score[:, :-1].diff(dim=-1) <= 0).all()
+
+
+def test_goals_are_refined_among_those_that_mean_the_same() -> None:
+    made = head()
+    flat = made._flat(made.goals)
+    first = 5
+    near = made._near()
+    score = torch.full((1, 32), -5.0)
+    score[0, first] = 0.0
+    picked = torch.full((1, 6), first)
+    alone = made._refined(picked, torch.where(near[first] > 0, score, 3.0))[0, 0]  # what is far never counts
+    apart = (made._flat(alone[None]) - flat[first]).norm()
+    assert apart <= SMALL.apart * made.spacing
+    score[0] = torch.where(near[first] > 0, 0.0, -5.0)
+    mean = made._flat(made._refined(picked, score))[0, 0, :2]
+    torch.testing.assert_close(mean, flat[near[first] > 0].mean(0)[:2], atol=0.05, rtol=0.05)
 
 
 def test_every_candidate_is_conditioned_on_its_own_goal() -> None:
@@ -93,8 +109,11 @@ def rated(made: GoalFlow, chunks: torch.Tensor, **changed: torch.Tensor) -> torc
 
 def test_the_rating_prefers_chunks_that_reach_their_goals_and_have_room() -> None:
     made = head()
-    picked = torch.zeros(1, 6, dtype=torch.long)  # all want to stay
-    level = {"picked": picked, "score": torch.zeros(1, 6), "admissible": torch.tensor([True])}
+    level = {
+        "goals": torch.zeros(1, 6, 3),  # all want to stay
+        "score": torch.zeros(1, 6),
+        "admissible": torch.tensor([True]),
+    }
     chunks = torch.zeros(1, 6, 16, 3)
     chunks[0, 1, :, 0] = 0.1
     chunks[0, 2, :, 0] = 0.3

@@ -1,26 +1,25 @@
 """Reading pickled torch files without running them.
 
-A pickle is a program. Here nothing it names is ever imported or called: every class and function becomes an inert
-`Record` of its name, arguments and state, and a name outside a short list is refused. Tensors, arrays and
-configurations are then read out of the records. Only the import of foreign checkpoints uses this module.
+Tensors, arrays and configurations are read out of the inert records of `policies.pickles`. Only the import of foreign
+checkpoints uses this module.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from policies.pickles import MISREAD, Unpickler, as_bytes, name_of
 from policies.spec import ContractError
 
 KNOWN = re.compile(
@@ -45,38 +44,8 @@ DTYPES = {
 }
 
 
-MISREAD = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-"""What reading a record of an unexpected form raises."""
-
-
-class Record(dict[Any, Any]):
-    """Stands for an object of a pickle: the name of its class, its arguments, its items and its state."""
-
-    name: ClassVar[str] = ""
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__()
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, program: bytes, path: Path) -> None:
-        super().__init__(io.BytesIO(program))
-        self._path = path
-        self._classes: dict[str, type[Record]] = {}
-
-    def find_class(self, module: str, name: str, /) -> type[Record]:
-        full = f"{module}.{name}"
-        if not KNOWN.fullmatch(full):
-            raise ContractError(
-                f"{self._path} wants to run '{full}', which no such checkpoint needs; nothing was run. Do not use it"
-            )
-        return self._classes.setdefault(full, type("Record", (Record,), {"name": full}))
+class _Unpickler(Unpickler):
+    known, kind, remedy = KNOWN, "such checkpoint", "Do not use it"
 
     def persistent_load(self, pid: Any, /) -> Any:
         return pid
@@ -98,11 +67,10 @@ class Checkpoint:
             if f"{prefix}byteorder" in file.namelist() and file.read(f"{prefix}byteorder") != b"little":
                 raise ContractError(f"{path} is big-endian; save it again on a little-endian machine")
             try:
-                self.root: Any = _Unpickler(file.read(f"{prefix}data.pkl"), path).load()
-            except ContractError:
-                raise
-            except Exception as error:  # a damaged pickle can fail in any way
+                program = io.BytesIO(file.read(f"{prefix}data.pkl"))
+            except Exception as error:  # a damaged archive can fail in any way
                 raise ContractError(f"{path} is damaged: {error!r}; copy it again") from error
+            self.root: Any = _Unpickler(program, f"{path} (data.pkl)").load()
 
     def tensors(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
         """Read the tensors whose names begin with ``prefix``, which is taken off.
@@ -156,7 +124,7 @@ def plain(value: Any) -> Any:
     """
     try:
         return _plain(value)
-    except (*MISREAD, RecursionError) as error:
+    except MISREAD as error:
         raise ContractError(f"a value of the checkpoint is not plain data: {error!r}") from error
 
 
@@ -165,51 +133,34 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if type(value) is dict or _name(value) == "collections.OrderedDict":
+    if type(value) is dict or name_of(value) == "collections.OrderedDict":
         return {key: _plain(item) for key, item in value.items()}
-    if _name(value) == "omegaconf.dictconfig.DictConfig" or _name(value) == "omegaconf.listconfig.ListConfig":
+    if name_of(value) == "omegaconf.dictconfig.DictConfig" or name_of(value) == "omegaconf.listconfig.ListConfig":
         return _plain(value.state["_content"])
-    if _name(value).startswith("omegaconf.nodes."):
+    if name_of(value).startswith("omegaconf.nodes."):
         return _plain(value.state["_val"])
     return _array(value).tolist()
 
 
-def _name(value: Any) -> str:
-    return value.name if isinstance(value, Record) else ""
-
-
 def _array(value: Any) -> np.ndarray:
     """Read a numpy array or scalar off its record."""
-    if _name(value).endswith("._reconstruct"):
+    if name_of(value).endswith("._reconstruct"):
         _, shape, dtype, fortran, data = value.state
-    elif _name(value).endswith(".scalar"):
+    elif name_of(value).endswith(".scalar"):
         (dtype, data), shape, fortran = value.arguments, (), False
     else:
-        raise TypeError(f"'{_name(value) or type(value).__name__}'")
-    flat = np.frombuffer(_bytes(data), _dtype(dtype))
-    return flat.reshape(shape, order="F" if fortran else "C")
-
-
-def _dtype(record: Record) -> np.dtype:
-    code, order = record.arguments[0], record.state[1]
+        raise TypeError(f"'{name_of(value)}'")
+    code, order = dtype.arguments[0], dtype.state[1]
     if not re.fullmatch(r"[fiu][1248]|b1", code) or order not in ("<", "|"):
         raise TypeError(f"numpy type {order}{code}")
-    return np.dtype(code)
-
-
-def _bytes(value: Any) -> bytes:
-    if _name(value) == "_codecs.encode" and value.arguments[1:] == ("latin1",):  # pickle protocol 2 has no bytes
-        return value.arguments[0].encode("latin1")
-    if not isinstance(value, bytes):
-        raise TypeError(f"{type(value).__name__} in place of bytes")
-    return value
+    return np.frombuffer(as_bytes(data), np.dtype(code)).reshape(shape, order="F" if fortran else "C")
 
 
 def _tensor(file: zipfile.ZipFile, folder: str, value: Any) -> Tensor:
-    if _name(value) == "torch._utils._rebuild_parameter":
+    if name_of(value) == "torch._utils._rebuild_parameter":
         value = value.arguments[0]
-    if _name(value) != "torch._utils._rebuild_tensor_v2":
-        raise TypeError(f"'{_name(value) or type(value).__name__}' is no tensor")
+    if name_of(value) != "torch._utils._rebuild_tensor_v2":
+        raise TypeError(f"'{name_of(value)}' is no tensor")
     (_, storage, key, _, _), offset, size, stride = value.arguments[:4]
     data, dtype = bytearray(file.read(f"{folder}data/{key}")), DTYPES[storage.name]
     if not math.prod(size):

@@ -60,12 +60,12 @@ def test_pickles_are_sent_to_the_import(load: object, name: str, source: str, tm
 def test_what_can_be_loaded_can_be_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A saved policy, with a note where it is from or without, a bundle and an expression."""
+    """A saved policy, with a note where it is from or without, a bundle, which hands it on, and an expression."""
     monkeypatch.chdir(tmp_path)
     flow(0).save(Path("a"))
     flow(1).save(Path("b"))
     Path("a/run.json").write_text(json.dumps({"recipe": "secret"}))
-    sources = {"b": {"policy": "b"}, "a": {"recipe": "secret"}, "out/a.kfb": {"policy": "out/a.kfb"}}
+    sources = {"b": {"policy": "b"}, "a": {"recipe": "secret"}, "out/a.kfb": {"recipe": "secret"}}
     sources |= {"(0.6*a + 0.4*out/b.kfb)": {"policy": "(0.6*a + 0.4*out/b.kfb)"}}
     for source, provenance in sources.items():
         target = Path("out", f"{Path(source).stem}.kfb") if source in ("a", "b") else Path("out", "again.kfb")

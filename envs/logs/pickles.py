@@ -1,21 +1,19 @@
 """Reads pickled logs without running them: plain containers, numbers, texts and numpy arrays, nothing else.
 
-A pickle is a program. As in `policies.foreign.pickles`, which reads checkpoints, nothing that it names is imported or
-called: whatever it wants to build becomes an inert record, and a name outside a short list is refused. Arrays are then
-read out of the records. This module needs numpy only.
+Arrays are read out of the inert records of `policies.pickles`. This module needs numpy only.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from policies.pickles import MISREAD, Record, Unpickler, as_bytes, name_of
 from policies.spec import Array, ContractError
 
 KNOWN = re.compile(
@@ -27,35 +25,9 @@ KNOWN = re.compile(
 PLAIN = (bool, int, float, str, bytes, type(None))
 
 
-class _Record(dict[Any, Any]):
-    """Stands for an object of a pickle: the name of its class, its arguments, its items and its state."""
-
-    name: ClassVar[str] = ""
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__()
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, program: io.BytesIO, path: Path) -> None:
-        super().__init__(program)
-        self._path, self._program = path, program
-        self._classes: dict[str, type[_Record]] = {}
-
-    def find_class(self, module: str, name: str, /) -> type[_Record]:
-        full = f"{module}.{name}"
-        if not KNOWN.fullmatch(full):
-            raise ContractError(
-                f"{self._path} wants to run '{full}' before byte {self._program.tell()}, which no log of plain data "
-                "needs; nothing was run. Do not use it, or convert it to plain containers where it comes from"
-            )
-        return self._classes.setdefault(full, type("_Record", (_Record,), {"name": full}))
+class _Unpickler(Unpickler):
+    known, kind = KNOWN, "log of plain data"
+    remedy = "Do not use it, or convert it to plain containers where it comes from"
 
 
 def read_pickle(path: Path) -> Any:
@@ -74,17 +46,10 @@ def read_pickle(path: Path) -> Any:
         program = io.BytesIO(path.read_bytes())
     except OSError as error:
         raise ContractError(f"{path} cannot be read ({error.strerror}); give a pickled log") from error
-    try:
-        root = _Unpickler(program, path).load()
-    except ContractError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise ContractError(
-            f"{path} is damaged or no pickle, near byte {program.tell()}: {error!r}; copy it again"
-        ) from error
+    root = _Unpickler(program, path).load()
     try:
         return _plain(root, {})
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except MISREAD as error:
         raise ContractError(
             f"{path} holds something that is not plain data, before byte {program.tell()}: {error!r}; convert it to "
             "lists, dictionaries and numpy arrays where it comes from"
@@ -101,18 +66,16 @@ def _plain(value: Any, known: dict[int, Any]) -> Any:
 
 
 def _converted(value: Any, known: dict[int, Any]) -> Any:
-    name = value.name if isinstance(value, _Record) else ""
+    name = name_of(value)
     if name == "collections.Counter":
         return _plain(value.arguments[0], known)
     if type(value) is dict or name.startswith("collections."):
         return {_plain(key, known): _plain(item, known) for key, item in value.items()}
     if type(value) in (list, tuple, set, frozenset):
         return type(value)(_plain(item, known) for item in value)
-    if type(value) is bytearray:
-        return bytes(value)
     if name.endswith((".set", ".frozenset")):
         return {_plain(item, known) for item in value.arguments[0]}
-    if name.endswith((".bytes", ".bytearray")) or name == "_codecs.encode":
+    if name.endswith((".bytes", ".bytearray")) or name in ("bytearray", "_codecs.encode"):
         return _bytes(value)
     if name.endswith("._reconstruct"):
         _, shape, dtype, fortran, data = value.state
@@ -122,10 +85,10 @@ def _converted(value: Any, known: dict[int, Any]) -> Any:
         return _array(data, dtype, shape, order, known)
     if name.endswith(".scalar"):
         return _array(value.arguments[1], value.arguments[0], (), "C", known)[()]
-    raise TypeError(f"'{name or type(value).__name__}'")
+    raise TypeError(f"'{name}'")
 
 
-def _array(data: Any, record: _Record, shape: tuple[int, ...], order: str, known: dict[int, Any]) -> Array:
+def _array(data: Any, record: Record, shape: tuple[int, ...], order: str, known: dict[int, Any]) -> Array:
     """An array of numbers, texts, bytes or, from a list, of plain objects."""
     code = record.arguments[0]
     if re.fullmatch(r"O8?", code):
@@ -146,10 +109,8 @@ def _array(data: Any, record: _Record, shape: tuple[int, ...], order: str, known
 
 
 def _bytes(value: Any) -> bytes:
-    if isinstance(value, (bytes, bytearray)):
+    if isinstance(value, bytearray):
         return bytes(value)
-    if value.name == "_codecs.encode" and value.arguments[1:] == ("latin1",):  # pickle protocol 2 has no bytes
-        return value.arguments[0].encode("latin1")
-    if value.name.endswith((".bytes", ".bytearray")):
+    if name_of(value).endswith((".bytes", ".bytearray")):
         return _bytes(value.arguments[0]) if value.arguments else b""
-    raise TypeError(f"'{value.name}' in place of bytes")
+    return as_bytes(value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,7 +143,8 @@ def forks(options: Forks) -> dict[str, Any]:
     for steps in (1, 2, 5):
         report[f"goalflow_{steps}"] = _goal_rates(load_trained(f"{options.goalflow}@{steps}"), cases)
     for steps in (1, 2, 5):
-        sides = [load_trained(f"{options.intent}@{steps}@intent={side}") for side in ("left", "right")]
+        paths = [f"{options.intent}@{steps}@intent={side}" for side in ("left", "right")]
+        sides = [(load_trained(path), load_trained(f"{path}@guidance=0")) for path in paths]
         report[f"intent_{steps}"] = _intent_rates(sides, cases)
     return report
 
@@ -160,7 +161,7 @@ def _goal_rates(policy: Policy, cases: Sequence[Case]) -> dict[str, Any]:
                 "both_ways_covered": all(len(index) for index in first),
                 "chosen_valid": chosen_fine,
                 "chosen_on_a_way": chosen_way,
-                "with_goal_valid": all(fine[index].all() for index in first),
+                "with_goal_valid": all(len(index) and fine[index].all() for index in first),
                 "without_goal_valid": bool(fine[-1]),
                 "without_goal_on_a_way": bool(way[-1] >= 0),
             }
@@ -168,14 +169,13 @@ def _goal_rates(policy: Policy, cases: Sequence[Case]) -> dict[str, Any]:
     return _rates(rows)
 
 
-def _intent_rates(sides: Sequence[Policy], cases: Sequence[Case]) -> dict[str, Any]:
+def _intent_rates(sides: Sequence[tuple[Policy, Policy]], cases: Sequence[Case]) -> dict[str, Any]:
     rows = []
     for here in cases:
-        for side, policy in enumerate(sides):
-            plans = Plans(policy)
+        for side, (policy, without) in enumerate(sides):
+            plans, free = Plans(policy), Plans(without)
             chunk = plans.act(here)[None]
             score, way = valid(plans.score(here, chunk))[0], ways_taken(plans, here, chunk)[0]
-            free = Plans(unconditional(policy))
             alone = free.act(here)[None]
             rows.append(
                 {
@@ -191,12 +191,6 @@ def _intent_rates(sides: Sequence[Policy], cases: Sequence[Case]) -> dict[str, A
 def _chosen(plans: Plans, here: Case) -> tuple[bool, bool]:
     chunk = plans.act(here)[None]
     return bool(valid(plans.score(here, chunk))[0]), bool(ways_taken(plans, here, chunk)[0] >= 0)
-
-
-def unconditional(policy: Policy) -> Policy:
-    """The policy without its intent: guidance of weight 0."""
-    policy.head.config = replace(policy.head.config, guidance=0.0, guide="full")
-    return policy
 
 
 def _rates(rows: Sequence[Mapping[str, bool]]) -> dict[str, Any]:
@@ -217,7 +211,7 @@ def streaming(options: Streaming) -> dict[str, Any]:
             for stay, policy in policies.items():
                 told = read(policy, seen, seed)
                 flips[stay].append(float((np.diff(told) != 0).sum()))
-                delays[stay] += [reaction(told, truth, change) for change in changes]
+                delays[stay] += [policy.spec.dt * reaction(told, truth, change) for change in changes]
             progress(seed - options.seed + 1, options.scenes)
     minutes = options.scenes * SECONDS / 60
     return {
@@ -260,10 +254,10 @@ def lasting(truth: Array) -> list[int]:
     ]
 
 
-def reaction(told: Array, truth: Array, change: int) -> float:
-    """Seconds until the new intent is told, at most until the end; nothing if it was foreseen."""
+def reaction(told: Array, truth: Array, change: int) -> int:
+    """Steps until the new intent is told, at most until the end; none if it was foreseen."""
     after = np.flatnonzero(told[change:] == truth[change])
-    return 0.2 * float(after[0] if len(after) else len(told) - change)
+    return int(after[0] if len(after) else len(told) - change)
 
 
 def read(policy: Policy, seen: Sequence[Mapping[str, Array]], seed: int) -> Array:

@@ -51,7 +51,8 @@ class DrivingEnv(gymnasium.Env[Any, Array]):
     length, width, 1 for people and -1 for things, zeros where there is nobody; ``raster`` (3, 64, 64) uint8, from
     above, 1 m per pixel, ahead is up and 16 m are behind: distance to the edge of the road (128 there, more on it, 32
     per m), others now, and in 1.5 s.
-    Frame: rear axle, x forward, y left. Action: speed in m/s and yaw rate in rad/s, which an LQR tracker follows.
+    Frame: rear axle, x forward, y left. Action: speed in m/s and yaw rate in rad/s, which the car
+    approaches within about 0.4 s.
 
     Args:
         kind: Of scenes, see `envs.roads.KINDS`; any by default.

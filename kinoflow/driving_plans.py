@@ -22,7 +22,7 @@ from envs.traffic import BRAKING, THRUST, TICK, Paths
 from policies.maneuver import INTENTS, Maneuvers, allowed
 from policies.motion import Motion
 from policies.policy import Policy
-from policies.spec import Array
+from policies.spec import Array, ContractError
 
 SAMPLES = 41  # of a scored plan, 4 s
 RATED = 5.0  # s
@@ -118,6 +118,12 @@ class Plans:
 
     def __post_init__(self) -> None:
         action, dt = self.policy.spec.action, self.policy.spec.dt
+        self.policy.spec.require(DrivingEnv.contract)
+        if self.policy.spec.horizon * dt < (SAMPLES - 1) * TICK - 1e-9:
+            raise ContractError(
+                f"a plan of {self.policy.spec.horizon * dt:g} s cannot be scored, {(SAMPLES - 1) * TICK:g} s are "
+                "needed; train with a longer --horizon"
+            )
         self.maneuvers, self._motion = Maneuvers(action, dt), Motion(action, dt)
 
     def act(self, case: Case) -> Array:
@@ -125,7 +131,7 @@ class Plans:
         spec = self.policy.spec
         noise = np.random.default_rng(self.seed).standard_normal(spec.noise_shape).astype(np.float32)
         chunk = np.zeros((spec.horizon, spec.action.dim), np.float32)
-        seen = {feature.name: case.observation[feature.name] for feature in spec.observations}
+        seen = {f.name: case.observation[f.name].repeat(spec.samples(f), 0) for f in spec.observations}
         return self.policy.act(seen, noise, chunk, np.zeros(spec.horizon, np.float32))
 
     def poses(self, chunks: Array) -> Array:
@@ -139,9 +145,10 @@ class Plans:
     def rated(self, case: Case, chunks: Array) -> Array:
         """The rater feedback scores ``(P,)`` of chunks ``(P, H, A)``."""
         poses, dt = self.poses(chunks), self.policy.spec.dt
+        poses = poses[:, : round(RATED / dt)]
         moments, known = np.arange(1, 21) / 4, dt * np.arange(poses.shape[1] + 1)
         points = np.pad(poses[..., :2], ((0, 0), (1, 0), (0, 0)))
-        onward = points[:, -1:] + (points[:, -1:] - points[:, -2:-1]) * (RATED / dt - poses.shape[1])
+        onward = points[:, -1:] + (points[:, -1:] - points[:, -2:-1]) * (RATED / dt + 1 - poses.shape[1])
         known, points = np.r_[known, RATED + dt], np.concatenate([points, onward], 1)
         places = np.stack([[np.interp(moments, known, plan[:, axis]) for axis in (0, 1)] for plan in points])
         return rater_feedback_score(places.swapaxes(1, 2), case.raters, np.array(LABELS), case.env.scene.speed)
@@ -206,6 +213,6 @@ def sweep(
             for name, found in (("faithful", same), ("valid", fine), ("faithful_and_valid", same and fine)):
                 rates[name].append(found)
         progress(index + 1, len(seeds))
-    report = {name: {**wilson(sum(found), len(found)), "pairs": len(found)} for name, found in rates.items()}
+    report = {name: {**wilson(sum(found), len(found)), "pairs": len(found)} for name, found in rates.items() if found}
     counts = {intent: row.tolist() for intent, row in confusion.items()}
     return {"scenes": len(seeds), **report, "intents": INTENTS, "confusion": counts}

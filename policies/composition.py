@@ -66,8 +66,9 @@ class Context(NamedTuple):
 class Composition(Head):
     """Weighted consensus of policies; build one with `compose`.
 
-    It encodes what is constant with every chunk and leaves `arrival` at 0, whatever its parents say: their shares in a
-    chunk are no shares in a stop.
+    Of a parent that weighs several candidates it asks for the best guess alone, and memories of what is executed it
+    does not pass on. It encodes what is constant with every chunk and leaves `arrival` at 0, whatever its parents say:
+    their shares in a chunk are no shares in a stop.
     """
 
     Config = Config

@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from policies import flowdit
+from policies.checks import require_finite, require_positive
 from policies.flow import Estimate, cfg, from_velocity, matching_loss, uniform_times
 from policies.flowdit import FlowDiT, fourier
 from policies.ground import ground_of
-from policies.motion import Motion
+from policies.motion import Motion, require_horizon
 from policies.nets.dit import Context, CrossBlock
 from policies.norm import ACTION, Normaliser
-from policies.spec import Spec
+from policies.spec import ContractError, Spec
 
 LEVER = 0.1  # of the reach: how far apart goals are that differ by a rad of heading
 LIKELY = 0.5  # probability from which a goal counts as admissible
 TAKEN = 1e3  # less score for goals that are out of the question
+ASIDE = 0.25  # spacings beside a goal, within which others mean the same way
 SHADOW = 1e4  # score that decides for the chunk without a goal, or against it
 SCORES = 0.1  # weight of what the goal scorer is trained on, beside the flow
 SOFT = 0.3  # m of room over which a chunk becomes admissible
@@ -63,6 +65,12 @@ class Config(flowdit.Config):
     progress: float = 0.0
     comfort: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_positive(self, "goals", "apart", "sigma")
+        require_finite(self)
+        if self.candidates < 2:
+            raise ContractError(f"candidates is {self.candidates}, one with a goal and one without are needed at least")
+
 
 class Goals(NamedTuple):
     """What the chunks of an observation share.
@@ -97,6 +105,7 @@ class GoalFlow(FlowDiT):
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
+        require_horizon(spec)
         width = config.width
         self.noise_scale = config.sigma
         self.motion, self.ground = Motion(spec.action, spec.dt), ground_of(spec)
@@ -179,14 +188,17 @@ class GoalFlow(FlowDiT):
     def _near(self) -> Tensor:
         """Whether goals ``(K, K)`` are so near that they mean the same: 1 or 0."""
         flat, radius = self._flat(self.goals), self.config.apart * self.spacing
-        return ((flat[:, None] - flat).square().sum(-1) < radius**2).to(flat.dtype)
+        return ((flat[:, None] - flat).square().sum(-1) <= radius**2).to(flat.dtype)
 
     def _refined(self, picked: Tensor, score: Tensor) -> Tensor:
         """Goals ``(B, candidates, 3)``: means of those near the picked ones by their scores, finer than the vocabulary.
 
-        Only what means the same is averaged, never two ways of a fork.
+        Only nearer and farther ones on the same way are averaged, none beside it: there may be an obstacle between.
         """
-        share = (score[:, None] - TAKEN * (1 - self._near()[picked])).softmax(-1)
+        heading, offset = self.goals[:, 2, None], self.goals[:, None, :2] - self.goals[:, :2]
+        aside = heading.cos() * offset[..., 1].mT - heading.sin() * offset[..., 0].mT
+        same = self._near() * (aside.abs() <= ASIDE * self.spacing)
+        share = (score[:, None] - TAKEN * (1 - same[picked])).softmax(-1)
         mean = share @ self._flat(self.goals)
         return torch.cat([mean[..., :2], torch.atan2(mean[..., 3:], mean[..., 2:3])], -1)
 

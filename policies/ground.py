@@ -45,7 +45,7 @@ class Ground(nn.Module, ABC):
 
     def ahead(self, observation: Mapping[str, Tensor]) -> Tensor:
         """What is first in the way straight ahead, index into `AHEAD`: ``(B,)``."""
-        values = next(iter(observation.values()))
+        values = max(observation.values(), key=len)  # what is constant may be given once for several
         return torch.zeros(len(values), dtype=torch.long, device=values.device)
 
 
@@ -80,7 +80,7 @@ class ScanGround(Ground):
         places = poses[..., :2]
         hits = ranges[..., None] * self.beams
         nearest = (places[:, :, None] - hits[:, None]).norm(dim=-1).amin(-1)
-        towards = (places @ self.beams.T).argmax(-1)
+        towards = (places[:, :, None] * self.beams).sum(-1).argmax(-1)  # no matrix product: bfloat16 is too coarse
         in_sight = ranges.gather(1, towards) - places.norm(dim=-1)
         return torch.minimum(nearest, in_sight) - ROBOT_RADIUS
 

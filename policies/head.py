@@ -46,7 +46,7 @@ class Head(nn.Module, ABC):
     """Standard deviation of the noise that chunks start from."""
     remembers: ClassVar[bool] = False
     """Whether `encode` also gets ``COMMITTED`` ``(B, H, A)``, the actions being executed, and ``HELD`` ``(B,)``, which
-    is 0 where nothing is."""
+    is 0 where nothing is, or only zeros."""
 
     def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
         """Take note of what normal units stand for and what experts do, ``(N, H, A)`` in SI units; before training."""

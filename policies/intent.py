@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from policies import flowdit
+from policies.checks import require_finite, require_positive
 from policies.flow import Estimate, cfg, from_velocity, matching_loss, residual_cfg, uniform_times
 from policies.flowdit import FlowDiT
 from policies.ground import AHEAD, ground_of
 from policies.head import COMMITTED, HELD
 from policies.maneuver import INTENTS, LENGTHWAYS, Maneuvers, allowed
-from policies.motion import Motion
+from policies.motion import Motion, require_horizon
 from policies.nets.dit import Context, CrossBlock
 from policies.norm import ACTION, Normaliser
-from policies.spec import Spec
+from policies.spec import ContractError, Spec
 
 CONFLICT = ("clear", "later", "soon")
 WAYS = tuple("+".join(ways) or "none" for n in range(4) for ways in itertools.combinations(("left", "on", "right"), n))
@@ -63,6 +64,13 @@ class Config(flowdit.Config):
     drop: float = 0.15
     sigma: float = 0.1
 
+    def __post_init__(self) -> None:
+        require_positive(self, "sigma")
+        require_finite(self)
+        if self.guide not in ("full", "residual"):
+            raise ContractError(f"guide is '{self.guide}'; choose full or residual")
+        allowed(self.intent)  # refuses what there is not
+
 
 class Commitment(NamedTuple):
     """What the denoising steps of a chunk share.
@@ -93,6 +101,7 @@ class StreamingIntent(FlowDiT):
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
+        require_horizon(spec)
         width, self.noise_scale = config.width, config.sigma
         self.motion, self.ground = Motion(spec.action, spec.dt), ground_of(spec)
         self.maneuvers = Maneuvers(spec.action, spec.dt)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LOADER = "policies.load:load_policy"  # by name, so that worker processes find it
 FOREIGN = ("lerobot",)  # kinds that need no trust: nothing in them can be executed
+ARCHITECTURE = ("heads",)  # settings that make another network, though the weights would fit
 PICKLES = {".pth": "robomimic", ".ckpt": "diffusion_policy"}  # kinds that do, by the usual suffix of their files
 
 
@@ -54,12 +55,12 @@ def load_trained(path: str) -> Policy:
     if stepped:
         policy = load_trained(stepped[1])
         return Policy(policy.head, policy.normaliser, int(stepped[2]), policy.temperature).eval()
-    changed = re.fullmatch(r"(.+)@(\w+)=([^@]*)", path)
-    if changed:
-        return _changed(load_trained(changed[1]), changed[2], changed[3])
     summed = re.fullmatch(r"(mean)?\((.+)\)", path)
     if summed:
         return _composed(summed[2], level="action" if summed[1] else "score")
+    changed = re.fullmatch(r"(.+)@(\w+)=([^@]*)", path)
+    if changed:
+        return _changed(load_trained(changed[1]), changed[2], changed[3])
     kind, _, place = path.partition(":")
     if kind in FOREIGN:
         loaded: Policy = importlib.import_module(f"policies.foreign.{kind}").load(Path(place))
@@ -75,7 +76,7 @@ def _changed(policy: Policy, name: str, text: str) -> Policy:
 
     settings = policy.settings
     present = settings["config"].get(name)
-    if not isinstance(present, (str, float, int)):
+    if not isinstance(present, (str, float, int)) or name in ARCHITECTURE:
         raise ContractError(f"the head has no setting '{name}' to change; it has {', '.join(settings['config'])}")
     try:
         settings["config"][name] = type(present)(text)

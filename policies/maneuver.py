@@ -49,7 +49,7 @@ class Maneuvers:
 
     def __init__(self, action: ActionSpec, dt: float) -> None:
         self._motion = Motion(action, dt)
-        self._limits = CAR if action.high[0] > ROAD_SPEED else ROBOT
+        self._limits = CAR if self._motion.fastest > ROAD_SPEED else ROBOT
 
     def labels(self, actions: Tensor) -> Tensor:
         """Index into `INTENTS` of chunks ``(..., H, A)`` in SI units: ``(...)``."""

@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from policies.spec import ActionSpec, ContractError
+from policies.spec import ActionSpec, ContractError, Spec
 
 AHEAD, ASIDE, TURNING = ("vx", "speed"), ("vy",), ("wz", "yaw_rate")
+
+
+def require_horizon(spec: Spec) -> None:
+    """Refuse a contract whose chunks have nothing to compare within (`ContractError`)."""
+    if spec.horizon < 2:
+        raise ContractError(f"horizon is {spec.horizon}; a chunk that leads somewhere has 2 actions at least")
 
 
 class Motion:
@@ -30,7 +36,7 @@ class Motion:
             raise ContractError(
                 f"commands {action.names} do not say where they lead; needed are one of {AHEAD} and one of {TURNING}"
             )
-        self.dt = dt
+        self.dt, self.fastest = dt, action.high[self._ahead]
 
     def poses(self, actions: Tensor) -> Tensor:
         """Poses ``(..., H, 3)`` x, y in m and heading in rad after each of the actions ``(..., H, A)`` in SI units."""

@@ -88,8 +88,9 @@ class Policy(nn.Module):
     ) -> Plan:
         """`plan` from an observation in normal units that the head's `digest` returned."""
         past, head, count = self.spec.past, self.head, self.head.candidates
+        executing = (committed != 0).flatten(1).any(-1)  # where nothing is executed there are zeros
         committed = self.normaliser.normalise(ACTION, committed)
-        memory = {COMMITTED: committed, HELD: hold_weights.amax(-1)} if head.remembers else {}
+        memory = {COMMITTED: committed, HELD: executing.to(committed.dtype)} if head.remembers else {}
         encoded = head.encode({**observation, **memory})
         context = head.propose(encoded)
         if count > 1:

@@ -11,6 +11,7 @@ import tyro
 
 from envs.evaluate import EvaluateConfig, as_text, evaluate
 from kinoflow.console import progress_bar, show
+from policies.checks import at_least
 from policies.files import replace_file
 from policies.load import LOADER, load_trained
 
@@ -53,6 +54,10 @@ def command(
     """
     if metrics or intent:
         _require_plans(policies, config)
+        if intent and (metrics or video or config.realtime or len(policies) > 1):
+            raise ValueError(
+                "--intent looks at single plans of one policy: leave out --metrics, --video and --realtime"
+            )
     if intent:
         show(_swept(policies[0], intent, config, out), json)
         return
@@ -74,6 +79,11 @@ def command(
 def _require_plans(policies: tuple[str, ...], config: EvaluateConfig) -> None:
     if config.env != DRIVING or not policies:
         raise ValueError(f"--metrics and --intent need --env {DRIVING} and a policy, not {config.env} and {policies}")
+    from kinoflow.driving_plans import Plans
+
+    at_least(1, episodes=config.episodes)
+    for policy in policies:
+        Plans(load_trained(policy))  # refuses what makes no plans that can be scored
 
 
 def _scored(policy: str, metrics: tuple[str, ...], config: EvaluateConfig) -> dict[str, Any]:

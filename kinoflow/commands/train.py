@@ -1,6 +1,7 @@
 """kinoflow train."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import tyro
 from envs.collect import CollectConfig, collect
 from envs.episodes import EpisodeFile, read_episodes
 from envs.evaluate import VALIDATION_SEED, EvaluateConfig, run_all
-from envs.world import make
+from envs.world import make, robot
 from kinoflow.console import progress_bar, show
 from kinoflow.planning import PlannerRecipe, train
 from policies.checks import at_least, check_seed
 from policies.files import prepare_folder
-from policies.head import find_head
+from policies.head import Head, find_head
 from policies.load import LOADER
 from policies.policy import Policy
 from policies.spec import ContractError
@@ -56,7 +57,9 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
         """
         check_seed(recipe.seed)
         at_least(1, steps=recipe.steps, batch=recipe.batch, episodes=episodes)
-        data = recipe.data or recorded(recipe.out, env, embodiment, episodes)
+        if recipe.data is not None and env is not None:
+            raise ContractError("there are two sources of demonstrations; give --data or --env")
+        data = recipe.data or recorded(recipe, kind, env, embodiment, episodes)
         demonstrations = read_episodes(data)
         if recipe.rollouts and not demonstrations.actions.any():
             raise ContractError(f"nobody drives in {data}, so no policy can be tried on it; add --rollouts 0")
@@ -68,13 +71,22 @@ def for_arguments(arguments: list[str]) -> Callable[..., None]:
     return command
 
 
-def recorded(out: Path, env: str | None, embodiment: str | None, episodes: int) -> Path:
+def recorded(recipe: Recipe[Any], head: type[Head], env: str | None, embodiment: str | None, episodes: int) -> Path:
     """Demonstrations in the directory of a run, recorded if they are not there yet."""
     if env is None:
         raise ContractError("there is nothing to train on; give --data FILE, or --env ID to record demonstrations")
-    file = out / "episodes.hdf5"
-    if not file.exists():
-        prepare_folder(out)
+    world = make(env, robot(embodiment))
+    head(
+        replace(world.contract, history=recipe.history, horizon=recipe.horizon), recipe.config
+    )  # refuses what it cannot
+    world.close()
+    file = recipe.out / "episodes.hdf5"
+    if file.exists():
+        found = read_episodes(file)
+        if (found.env_id, found.env_kwargs) != (env, robot(embodiment)):
+            raise ContractError(f"{file} has demonstrations of {found.env_id}, not of {env}; choose another --out")
+    else:
+        prepare_folder(recipe.out)
         with progress_bar("episodes") as progress:
             collect(CollectConfig(file, env, embodiment, episodes), progress)
     return file

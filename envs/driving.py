@@ -83,7 +83,7 @@ class DrivingEnv(gymnasium.Env[Any, Array]):
         self.traffic = Traffic([self.scene])
         self.time, self.collision = 0.0, False
         self._scored: dict[str, float] = {}
-        self._paths, self._routes = Paths(self.scene.paths), Paths(self.scene.routes)
+        self._paths = Paths(self.scene.paths)
         self._map = RoadEdge(self.scene)
         self._begin = np.array([self._along(route)[0] for route in self.scene.routes])
         self.history: list[tuple[Array, Array, Array]] = []

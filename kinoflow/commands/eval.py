@@ -12,7 +12,7 @@ import tyro
 from envs.evaluate import EvaluateConfig, as_text, evaluate
 from kinoflow.console import progress_bar, show
 from policies.checks import at_least
-from policies.files import replace_file
+from policies.files import prepare_folder, replace_file
 from policies.load import LOADER, load_trained
 
 PLANNER = "xdiffuser"
@@ -52,6 +52,8 @@ def command(
             scenes, and report whether it does them: for example left right keep stop, or "turn-left decelerate".
         json: Print JSON.
     """
+    if out:
+        prepare_folder(out)
     if metrics or intent:
         _require_plans(policies, config)
         if intent and (metrics or video or config.realtime or len(policies) > 1):
@@ -109,7 +111,6 @@ def _swept(policy: str, intents: tuple[str, ...], config: EvaluateConfig, out: P
     if out:
         from kinoflow.driving_figures import write_sweep
 
-        out.mkdir(parents=True, exist_ok=True)
         here = driving_plans.case(config.seed)
         plans = {intent: driving_plans.Plans(follow(intent)) for intent in intents}
         write_sweep(

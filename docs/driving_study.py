@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from kinoflow.driving_plans import ON_ROUTE, SAMPLES, Case, Plans, case, sweep, 
 from policies.chunk import Chunk
 from policies.files import replace_file
 from policies.flow import solve, straight
+from policies.goalflow import GoalFlow
 from policies.head import COMMITTED, HELD
 from policies.intent import StreamingIntent
 from policies.load import load_trained
@@ -104,16 +105,33 @@ class Weights:
     out: Path = RESULTS / "driving_weights.json"
 
 
-def candidates(policy: Policy, here: Case) -> Array:
-    """All chunks ``(candidates, H, A)`` of a plan with goals, the one without a goal last."""
+class Candidates(NamedTuple):
+    """All chunks of a plan with goals, the one without a goal last.
+
+    Args:
+        chunks: ``(C, H, A)``, SI units.
+        goals: ``(C, 3)`` in the frame of the car; the last one stands for none.
+        rating: ``(C,)`` by which one is chosen.
+    """
+
+    chunks: Array
+    goals: Array
+    rating: Array
+
+
+def candidates(policy: Policy, here: Case) -> Candidates:
+    """What a policy with goals chooses from at the begin of a scene."""
     head, spec = policy.head, policy.spec
+    assert isinstance(head, GoalFlow)
     observation = {f.name: torch.from_numpy(here.observation[f.name])[None] for f in spec.observations}
     with torch.inference_mode():
-        context = head.propose(head.encode(policy.normaliser(observation)))
+        encoded = head.encode(policy.normaliser(observation))
+        context = head.propose(encoded)
         noise = torch.randn(1, *spec.noise_shape, generator=torch.Generator().manual_seed(0))
         start = policy.start(noise).repeat(head.candidates, 1, 1)
         data = solve(straight(lambda x, t: head.estimate(x, t, context)), start, policy.grid)
-        return policy._actions(data).numpy()
+        rating = head.rating(data[None], encoded)[0]
+        return Candidates(head.restored(data).numpy(), encoded.goals[0].numpy(), rating.numpy())
 
 
 def ways_taken(plans: Plans, here: Case, chunks: Array) -> Array:
@@ -152,7 +170,7 @@ def forks(options: Forks) -> dict[str, Any]:
 def _goal_rates(policy: Policy, cases: Sequence[Case]) -> dict[str, Any]:
     plans, rows = Plans(policy), []
     for here in cases:
-        chunks = candidates(policy, here)
+        chunks = candidates(policy, here).chunks
         fine, way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
         first = [np.flatnonzero(way[:-1] == side)[:1] for side in (0, 1)]  # the best goal on each way
         chosen_fine, chosen_way = _chosen(plans, here)

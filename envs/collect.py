@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import multiprocessing
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,7 +25,7 @@ from policies.runtime.worker import end_with_parent, one_numeric_thread
 from policies.spec import Array, Spec
 
 NOISE_CORRELATION = 0.8  # per step of 0.1 s: pushes last about half a second
-SETTLE_STEPS = 10  # recorded after success, so that a policy learns to stay
+SETTLE_STEPS = 10  # recorded after success, so that a policy learns to stay; an environment may set its own `settle`
 SHARD = 20  # episodes; an interrupted collection loses at most one shard per process
 
 
@@ -74,15 +75,16 @@ def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
     expert = drivers(world)["expert"](world)
     action = world.contract.action
     scale = rng.uniform(0, world.noise if noise is None else noise) * (np.array(action.high) - np.array(action.low)) / 2
-    push = np.zeros(action.dim)
+    push, pushed = np.zeros(action.dim), _pushed(world, rng)
     rows: list[tuple[dict[str, Array], Array, Array, float, Array]] = []
     constants = {feature.name for feature in world.contract.observations if feature.constant}
-    remaining = SETTLE_STEPS
+    remaining = settle = getattr(world, "settle", SETTLE_STEPS)
     while remaining:
         command = expert.command()
         push = NOISE_CORRELATION * push + np.sqrt(1 - NOISE_CORRELATION**2) * rng.normal(0, 1, action.dim) * scale
-        settling = world.success or remaining < SETTLE_STEPS
-        executed = action.clip(command + (0 if settling else push)).astype(np.float32)
+        settling = world.success or remaining < settle
+        quiet = settling or len(rows) not in pushed
+        executed = action.clip(command + (0 if quiet else push)).astype(np.float32)
         state = world.state
         following, reward, _, truncated, _ = world.step(executed)
         rows.append((observation, command, executed, float(reward), state))
@@ -91,6 +93,15 @@ def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
             return None
         remaining -= int(settling)
     return _episode(seed, rows, world)
+
+
+def _pushed(world: Any, rng: np.random.Generator) -> range:
+    """Steps at which noise is injected: all, or a few somewhere, where an environment says how many and how late."""
+    if not hasattr(world, "pushes"):
+        return range(sys.maxsize)
+    count, latest = world.pushes
+    begin = int(rng.integers(latest))
+    return range(begin, begin + count)
 
 
 def _episode(seed: int, rows: list[tuple[dict[str, Array], Array, Array, float, Array]], world: Any) -> Episode:

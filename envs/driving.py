@@ -16,6 +16,7 @@ from envs.metrics.tracker import SPEED, YAW_RATE
 from envs.roads import COMMANDS, SPACING, Scene
 from envs.scenes import MOST, sample_scene
 from envs.traffic import TICK, Paths, Traffic, box_corners
+from policies.raster import BACK, EDGE, PER_METRE, PIXEL, PIXELS, RASTER
 from policies.spec import ActionSpec, Array, ContractError, Feature, Spec
 
 POLICY_HZ = 5.0
@@ -25,10 +26,7 @@ ASIDE = 3.5  # m beside a route that still count as on it
 PATHS, POINTS, EVERY = 3, 12, 5.0  # paths ahead, points of each, m between them
 SIGHT = 60.0  # m
 CELL = 0.25  # m, of the map of distances
-PIXELS, PIXEL = 64, 1.0  # of the picture from above; m
-BACK = 16.0  # m that it shows behind the car
-DEPTH = 4.0  # m, distances beyond this look the same in it
-LATER = 1.5  # s, where others will be then is in it as well
+LATER = 1.5  # s, where others will be then is in the raster as well
 FRAME = "base_link"
 FILM = 480  # pixels
 
@@ -38,7 +36,7 @@ FEATURES = (
     Feature("command", (len(COMMANDS),), "1", FRAME),
     Feature("paths", (PATHS, 1 + 2 * POINTS), "m", FRAME),
     Feature("others", (MOST, 8), "m, m/s", FRAME),
-    Feature("raster", (3, PIXELS, PIXELS), "1", FRAME, "uint8"),
+    RASTER,
 )
 
 
@@ -63,7 +61,9 @@ class DrivingEnv(gymnasium.Env[Any, Array]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own convention)
     COMMAND = {"step_hz": 10.0}  # noqa: RUF012
     contract = Spec(FEATURES, ACTION, POLICY_HZ, history=1, horizon=1)
-    execute, objective, noise = 1, "pdm", 0.12
+    execute, objective = 1, "pdm"
+    noise, pushes = 0.25, (5, 45)  # one push of a second per demonstration: what follows is what the expert plans
+    settle = 24  # steps that a demonstration goes on after 70 m, because plans at its end do
 
     def __init__(self, kind: str | None = None, step_hz: float = POLICY_HZ, render_mode: str | None = None) -> None:
         ticks = 1 / (step_hz * TICK)
@@ -312,7 +312,7 @@ class RoadEdge:
         turn = np.array([[step * sin, -step * cos, x0], [-step * cos, -step * sin, y0]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         seen = cv2.warpAffine(self._distance, turn, (PIXELS, PIXELS), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return np.clip(128 + 128 / DEPTH * seen, 0, 255).astype(np.uint8)
+        return np.clip(EDGE + PER_METRE * seen, 0, 255).astype(np.uint8)
 
 
 def _to_car(points: Array, pose: Array) -> Array:

@@ -162,6 +162,7 @@ class EpisodeFile:
         first: ``(N,)`` index of the first step of each step's episode.
         last: ``(N,)`` index of the last step of each step's episode.
         valid: ``(N,)`` bool, whether the step belongs to a validation episode.
+        pushed: ``(N,)`` bool, whether noise was injected, so that not the expert's command was executed.
     """
 
     spec: Spec
@@ -174,6 +175,7 @@ class EpisodeFile:
     first: Array
     last: Array
     valid: Array
+    pushed: Array
 
     def windows(self, steps: Array, history: int, horizon: int, share: int = 1) -> tuple[dict[str, Array], Array]:
         """Cut training windows around ``steps`` (B,).
@@ -268,6 +270,7 @@ def read_episodes(path: Path) -> EpisodeFile:
         first=np.repeat(ends - lengths, lengths),
         last=np.repeat(ends - 1, lengths),
         valid=np.repeat([name in valid_names for name in names], lengths),
+        pushed=np.concatenate([(e.executed != np.float32(spec.action.clip(e.actions))).any(-1) for e in episodes]),
     )
 
 

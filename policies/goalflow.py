@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from policies import flowdit
 from policies.checks import require_finite, require_positive
-from policies.flow import Estimate, cfg, from_velocity, matching_loss, uniform_times
+from policies.flow import Estimate, cfg, from_velocity, uniform_times
 from policies.flowdit import FlowDiT, fourier
 from policies.ground import ground_of
 from policies.motion import Motion, require_horizon
 from policies.nets.dit import Context, CrossBlock
 from policies.norm import ACTION, Normaliser
-from policies.spec import ContractError, Spec
+from policies.spec import Spec
 
 LEVER = 0.1  # of the reach: how far apart goals are that differ by a rad of heading
 LIKELY = 0.5  # probability from which a goal counts as admissible
@@ -42,7 +42,7 @@ class Config(flowdit.Config):
     Args:
         goals: Size of the vocabulary.
         scorer_depth: Attention blocks of the goal scorer.
-        candidates: Chunks per plan, the last one without a goal.
+        candidates: Chunks per plan, the last one without a goal; 1 plans without goals.
         apart: Least distance between the goals of candidates, in spacings of the vocabulary.
         drop: Share of training samples without a goal.
         guidance: Weight of the goal in classifier-free guidance; 1 is none, and spares half of the evaluations.
@@ -66,10 +66,8 @@ class Config(flowdit.Config):
     comfort: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "goals", "apart", "sigma")
+        require_positive(self, "goals", "candidates", "apart", "sigma")
         require_finite(self)
-        if self.candidates < 2:
-            raise ContractError(f"candidates is {self.candidates}, one with a goal and one without are needed at least")
 
 
 class Goals(NamedTuple):
@@ -156,7 +154,7 @@ class GoalFlow(FlowDiT):
         likely, admissible = self._scores(tokens)
         score = likely.log_softmax(-1) + self.config.admissible * functional.logsigmoid(admissible)
         picked = self._pick(score)
-        best = admissible.gather(1, picked[:, :-1]).amax(-1).sigmoid()
+        best = admissible.gather(1, picked).amax(-1).sigmoid()
         goals = self._refined(picked, score)
         context = self._context(tokens, self._embedded(goals[:, 0]))
         return Goals(context, tokens, goals, score.gather(1, picked), best >= LIKELY, observation)
@@ -221,7 +219,7 @@ class GoalFlow(FlowDiT):
     def rating(self, chunks: Tensor, context: Goals) -> Tensor:
         """How good chunks ``(B, candidates, H, A)`` are: goals, whether they are reached, room, length, comfort."""
         config = self.config
-        poses = self.motion.poses(chunks * self.scale + self.offset)
+        poses = self.motion.poses(self.restored(chunks))
         missed = (self._flat(poses[:, :, -1]) - self._flat(context.goals)).norm(dim=-1) / self.spacing
         room = self.ground.clearance(context.observation, poses, self.motion.dt)
         length = poses[..., :2].diff(dim=2).norm(dim=-1).sum(-1) / self.reach
@@ -233,7 +231,7 @@ class GoalFlow(FlowDiT):
 
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         tokens = self.scene(self.digest(observation))
-        end = self._flat(self.motion.poses(actions * self.scale + self.offset)[:, -1])
+        end = self._flat(self.motion.poses(self.restored(actions))[:, -1])
         away = (end[:, None] - self._flat(self.goals)).square().sum(-1) / self.spacing**2
         likely, admissible = self._scores(tokens)
         free = self.ground.margin(observation, self.goals.expand(len(actions), -1, -1)) > 0
@@ -245,7 +243,11 @@ class GoalFlow(FlowDiT):
         noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
         times = uniform_times(len(actions), generator)
         field = from_velocity(lambda x, t: self.dit(x, t, context))
-        return matching_loss(field, actions, noise, times) + SCORES * scores
+        return self.motion.matching_loss(field, actions, noise, times, self.restored) + SCORES * scores
+
+    def restored(self, chunks: Tensor) -> Tensor:
+        """Chunks in SI units."""
+        return chunks * self.scale + self.offset
 
 
 def _means(points: Tensor, count: int) -> Tensor:

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from policies.norm import Normaliser
-from policies.spec import Feature, Spec
+from policies.raster import BACK, EDGE, PER_METRE, PIXEL, PIXELS, RASTER
+from policies.spec import Spec
 
-PIXELS, PIXEL, BACK = 64, 1.0, 16.0  # of a raster from above: pixels, m each, m of it behind the robot
-PER_METRE, EDGE = 32.0, 128.0  # of its first channel: values per m of distance to the edge, and the value there
-RASTER = Feature("raster", (3, PIXELS, PIXELS), "1", "base_link", "uint8")
-"""From above, ahead is up: signed distance to the edge of the road, others now, others in 1.5 s."""
 OTHERS = "others"
 """Table with a row each: x, y, cos and sin of the heading, speed, length, width, kind; zeros where there is nobody."""
 SCAN = "scan"

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from policies import flowdit
 from policies.checks import require_finite, require_positive
-from policies.flow import Estimate, cfg, from_velocity, matching_loss, residual_cfg, uniform_times
+from policies.flow import Estimate, cfg, from_velocity, residual_cfg, uniform_times
 from policies.flowdit import FlowDiT
 from policies.ground import AHEAD, ground_of
 from policies.head import COMMITTED, HELD
@@ -130,7 +130,7 @@ class StreamingIntent(FlowDiT):
 
     def _evidence(self, committed: Tensor, held: Tensor) -> Tensor:
         """Log-odds ``(B, 20)`` of each intent from what is being done."""
-        count, now = len(LENGTHWAYS), self.maneuvers.labels(committed * self.scale + self.offset)[:, None]
+        count, now = len(LENGTHWAYS), self.maneuvers.labels(self.restored(committed))[:, None]
         intents = torch.arange(len(INTENTS), device=now.device)
         same = (intents // count == now // count).float() + (intents % count == now % count).float()
         return self.config.stay / 2 * same * (held > 0)[:, None]
@@ -213,7 +213,7 @@ class StreamingIntent(FlowDiT):
 
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         tokens = self.scene(self.digest(observation))
-        facts = self.facts(observation, actions * self.scale + self.offset)
+        facts = self.facts(observation, self.restored(actions))
         _, logits = self.read(tokens, facts)
         reading = sum(functional.cross_entropy(found, facts[:, index]) for index, found in enumerate(logits))
         dropped = torch.rand(len(actions), generator=generator) < self.config.drop
@@ -221,4 +221,8 @@ class StreamingIntent(FlowDiT):
         noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
         times = uniform_times(len(actions), generator)
         field = from_velocity(lambda x, t: self.dit(x, t, context))
-        return matching_loss(field, actions, noise, times) + READING * reading
+        return self.motion.matching_loss(field, actions, noise, times, self.restored) + READING * reading
+
+    def restored(self, chunks: Tensor) -> Tensor:
+        """Chunks in SI units."""
+        return chunks * self.scale + self.offset

@@ -49,6 +49,8 @@ class Windows(Protocol):
     @property
     def valid(self) -> Array: ...
     @property
+    def pushed(self) -> Array: ...
+    @property
     def first(self) -> Array: ...
     @property
     def last(self) -> Array: ...
@@ -71,6 +73,8 @@ class Recipe(Generic[ConfigT]):
         ema: Decay of the running average of the weights that becomes the policy.
         history: Observations the policy sees.
         horizon: Actions per chunk.
+        undisturbed: Train only on windows that lie within a demonstration and in which no noise was injected, so that
+            chunks are plans as the expert would carry them out.
         observations: Features the policy sees, by name; all of the episodes' by default.
         sample_steps: Denoising steps of the policy.
         temperature: Scale of the policy's start noise.
@@ -92,6 +96,7 @@ class Recipe(Generic[ConfigT]):
     ema: float = 0.998
     history: int = 2
     horizon: int = 16
+    undisturbed: bool = False
     observations: tuple[str, ...] = ()
     sample_steps: int = 4
     temperature: float = 0.5
@@ -117,7 +122,8 @@ class Trainer(Generic[ConfigT]):
             if getattr(recipe, name) < 1:
                 raise ValueError(f"{name} is {getattr(recipe, name)}, at least 1 is needed")
         self.recipe, self.data, self.out = recipe, data, recipe.out
-        self._train_steps, self._valid_steps = np.flatnonzero(~data.valid), np.flatnonzero(data.valid)
+        usable = _undisturbed(data, recipe.horizon) if recipe.undisturbed else np.ones(len(data.valid), bool)
+        self._train_steps, self._valid_steps = (np.flatnonzero(usable & part) for part in (~data.valid, data.valid))
         seen = _chosen(data.spec, recipe.observations)
         spec = dataclasses.replace(data.spec, observations=seen, history=recipe.history, horizon=recipe.horizon)
         with seeded(recipe.seed):
@@ -223,7 +229,7 @@ class Trainer(Generic[ConfigT]):
         constant = {feature.constant for feature in spec.observations}
         share = SHARE if constant == {True, False} else 1
         first = pool[torch.randint(len(pool), (max(1, self.recipe.batch // share),), generator=self.generator).numpy()]
-        chosen = first if share == 1 else self._neighbours(first, share)
+        chosen = first if share == 1 else self._neighbours(pool, first, share)
         observations, actions = self.data.windows(chosen, self.recipe.history, self.recipe.horizon, share)
         batch = normaliser({f.name: torch.from_numpy(observations[f.name]) for f in spec.observations})
         batch |= {name: torch.from_numpy(observations[name][:, -1]) for name in self._labels}
@@ -231,11 +237,12 @@ class Trainer(Generic[ConfigT]):
             batch[REMAINING] = torch.from_numpy(self.data.last[chosen] - chosen) / spec.rate_hz
         return batch, normaliser.normalise(ACTION, torch.from_numpy(actions))
 
-    def _neighbours(self, steps: Array, count: int) -> Array:
-        """Draw ``count`` steps from the episode of each step, those of an episode behind one another."""
-        begin, length = self.data.first[steps], self.data.last[steps] - self.data.first[steps] + 1
+    def _neighbours(self, pool: Array, steps: Array, count: int) -> Array:
+        """Draw ``count`` steps of the pool from the episode of each step, those of an episode behind one another."""
+        begin = np.searchsorted(pool, self.data.first[steps])
+        length = np.searchsorted(pool, self.data.last[steps], "right") - begin
         drawn = torch.rand(len(steps), count, generator=self.generator).numpy()
-        return (begin[:, None] + (drawn * length[:, None]).astype(int)).ravel()
+        return pool[(begin[:, None] + (drawn * length[:, None]).astype(int)).ravel()]
 
     def _checkpoint(self, rollout: Rollout | None) -> dict[str, Any]:
         entry: dict[str, Any] = {"step": self.step}
@@ -265,6 +272,18 @@ class Trainer(Generic[ConfigT]):
         for name, value in entry.items():
             self._board.add_scalar(name, value, entry["step"])
         self._board.flush()
+
+
+def _undisturbed(data: Windows, horizon: int) -> Array:
+    """Whether the expert did what it planned for the horizon from each step on ``(N,)``."""
+    pushes = np.concatenate([[0], np.cumsum(data.pushed)])
+    end = np.minimum(np.arange(len(data.valid)) + horizon, len(data.valid))
+    found = (pushes[end] == pushes[:-1]) & (np.arange(len(data.valid)) + horizon - 1 <= data.last)
+    if not (found & ~data.valid).any():
+        raise ContractError(
+            f"no {horizon} actions in a row are undisturbed; collect with --noise 0, or train with a shorter --horizon"
+        )
+    return found
 
 
 def _take_over(policy: Policy, state: Mapping[str, Tensor], owner: Path) -> None:

@@ -130,6 +130,19 @@ def test_without_an_admissible_goal_the_chunk_without_a_goal_is_taken() -> None:
     assert made.choose(chunks, context).tolist() == [5]
 
 
+def test_a_single_candidate_plans_without_a_goal() -> None:
+    made = head(replace(SMALL, candidates=1))
+    x, t = torch.zeros(1, 16, 3), torch.zeros(1)
+    context = made.propose(made.encode(observation()))
+    found = made.estimate(x, t, context).data
+    changed = made.estimate(x, t, context._replace(goals=context.goals + 1)).data
+    torch.testing.assert_close(found, changed)
+    all_six = head().eval()
+    context = all_six.propose(all_six.encode(observation()))
+    last = all_six.estimate(x.repeat(6, 1, 1), t.repeat(6), context).data[-1:]
+    torch.testing.assert_close(found, last)
+
+
 def test_a_standing_robot_and_equal_candidates_rate_finite() -> None:
     made = head()
     score = rated(made, torch.zeros(1, 6, 16, 3))

@@ -7,9 +7,10 @@ import torch
 
 from envs.driving import ACTION, FEATURES, DrivingEnv
 from envs.roads import Lane, RoadUser, Scene, line
+from policies.flow import from_velocity
 from policies.ground import AHEAD, Anywhere, RasterGround, ScanGround, ground_of
 from policies.maneuver import INTENTS, Maneuvers, allowed
-from policies.motion import Motion
+from policies.motion import PLACES, PRECISION, Motion
 from policies.norm import Normaliser
 from policies.spec import ActionSpec, ContractError, Feature, Spec
 
@@ -134,3 +135,25 @@ def test_without_a_map_everywhere_is_free() -> None:
     ground = ground_of(spec)
     assert isinstance(ground, Anywhere)
     assert (ground.margin({"goal": torch.zeros(1, 1, 2)}, torch.zeros(1, 3, 3)) > 0).all()
+
+
+def test_a_loss_of_places_punishes_early_turns_most() -> None:
+    motion, noise, data = Motion(ACTION, 0.2), torch.zeros(1, 24, 2), torch.zeros(1, 24, 2)
+    data[..., 0] = 8.0
+
+    def loss(error: torch.Tensor) -> float:
+        field = from_velocity(lambda x, t: data - noise + error)
+        return float(motion.matching_loss(field, data, noise, torch.zeros(1), lambda chunks: chunks))
+
+    def wrong(step: int, action: int) -> torch.Tensor:
+        error = torch.zeros(1, 24, 2)
+        error[0, step, action] = 0.1
+        return error
+
+    assert loss(torch.zeros(1, 24, 2)) == 0
+    early, late, faster = loss(wrong(0, 1)), loss(wrong(23, 1)), loss(wrong(0, 0))
+    assert early > 5 * late and early > 5 * faster
+    unit = PRECISION * motion.fastest * 0.2 * 24
+    along = torch.tensor(0.2 * 0.1 / unit)
+    expected = 0.1**2 / 48 + PLACES * ((1 + along**2).sqrt() - 1)
+    assert faster == pytest.approx(float(expected), rel=1e-3)

@@ -132,3 +132,17 @@ def test_a_diverging_run_stops(tmp_path: Path, episodes: EpisodeFile) -> None:
         next(trainer.policy.head.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="lower --learning-rate"):
         trainer.run(None, lambda done, total, text: None)
+
+
+def test_undisturbed_windows_are_whole_and_without_noise(tmp_path: Path, episodes: EpisodeFile) -> None:
+    rng, horizon = np.random.default_rng(0), 4
+    pushed = rng.random(len(episodes.valid)) < 0.1
+    trainer = Trainer(
+        "flowdit", recipe(tmp_path / "run", horizon=horizon, undisturbed=True), replace(episodes, pushed=pushed)
+    )
+    used = {int(step) for step in (*trainer._train_steps, *trainer._valid_steps)}
+    for step, last in enumerate(episodes.last):
+        whole = step + horizon - 1 <= last
+        assert (step in used) == (whole and not pushed[step : step + horizon].any())
+    with pytest.raises(ContractError, match="no 40 actions in a row are undisturbed; collect with --noise 0"):
+        Trainer("flowdit", recipe(tmp_path / "long", horizon=40, undisturbed=True), episodes)

@@ -31,20 +31,17 @@ class RouteFollower:
     def __init__(self, env: DrivingEnv, share: float = 1.0) -> None:
         self._env = env
         self._limit = share * env.scene.limit
+        self._path = Paths([env.scene.routes[env.scene.chosen]])
 
     def command(self) -> Array:
         """Return the ``(2,)`` float32 command, speed in m/s and yaw rate in rad/s."""
-        route = self._env.scene.routes[self._route()]
-        path = Paths([route])
-        place = self._place(route)
-        speed = self._speed(path, place)
-        return np.array([speed, speed * self._curvature(path, place)], np.float32)
+        place = self._place()
+        speed = self._speed(self._path, place)
+        return np.array([speed, speed * self._curvature(self._path, place)], np.float32)
 
-    def _route(self) -> int:
-        return self._env.scene.chosen
-
-    def _place(self, route: Array) -> float:
+    def _place(self) -> float:
         """How far along the route the car is, in m."""
+        route = self._path.points[0]
         index = int(np.linalg.norm(route - self._env.pose[:2], axis=-1).argmin())
         ahead = route[min(index + 1, len(route) - 1)] - route[max(index - 1, 0)]
         return index * SPACING + float((self._env.pose[:2] - route[index]) @ ahead / max(np.linalg.norm(ahead), 1e-9))

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from envs.drive import Episode, Scripted
-from envs.driving import BACK, PIXEL, PIXELS, DrivingEnv
+from envs.driving import DrivingEnv
 from envs.experts.driving import DRIVERS
 from envs.metrics.tracker import SPEED
 from envs.roads import KINDS, Lane, RoadUser, Scene, line
 from envs.scenes import MOST, sample_scene, turned
 from envs.traffic import TICK, Traffic, box_corners, overlap
+from policies.raster import BACK, PIXEL, PIXELS
 
 
 def road(*others: RoadUser, speed: float = 8.0) -> Scene:

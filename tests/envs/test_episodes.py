@@ -191,6 +191,21 @@ def test_noise_is_executed_but_not_taught() -> None:
     assert np.abs(calm.actions[-3:]).max() < 0.15, "an episode ends at rest"
 
 
+def test_driving_is_pushed_once_and_goes_on_after_success(tmp_path: Path) -> None:
+    import gymnasium
+
+    env = gymnasium.make("kinoflow/Driving-v0", disable_env_checker=True).unwrapped
+    recorded = [episode for seed in range(8) if (episode := record(env, seed))]
+    path = tmp_path / "drives.hdf5"
+    write_episodes(path, recorded, "kinoflow/Driving-v0", {}, env.contract)
+    file = read_episodes(path)
+    count, latest = env.pushes
+    for begin, last in {*zip(file.first.tolist(), file.last.tolist(), strict=True)}:
+        pushed = np.flatnonzero(file.pushed[begin : last + 1])
+        assert len(pushed) <= count and np.ptp(pushed) < count and pushed[0] < latest
+        assert pushed[-1] < last + 1 - begin - env.settle
+
+
 def test_what_is_constant_is_stored_once(tmp_path: Path) -> None:
     video = Feature("video", (4, 3, 2, 2), "1", "head_camera", "uint8", constant=True)
     spec = Spec((*SPEC.observations, video), SPEC.action, 10.0, 1, 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -60,7 +60,7 @@ class Forks:
 
     goalflow: str
     intent: str
-    scenes: int = 150
+    scenes: int = 400
     seed: int = 0
     out: Path = RESULTS / "driving_forks.json"
 
@@ -119,13 +119,17 @@ class Candidates(NamedTuple):
     rating: Array
 
 
-def candidates(policy: Policy, here: Case) -> Candidates:
-    """What a policy with goals chooses from at the begin of a scene."""
+def candidates(policy: Policy, here: Case, goals: Array | None = None) -> Candidates:
+    """What a policy with goals chooses from at the begin of a scene, with given goals ``(N, 3)`` first."""
     head, spec = policy.head, policy.spec
     assert isinstance(head, GoalFlow)
     observation = {f.name: torch.from_numpy(here.observation[f.name])[None] for f in spec.observations}
     with torch.inference_mode():
         encoded = head.encode(policy.normaliser(observation))
+        if goals is not None:
+            wanted = encoded.goals.clone()
+            wanted[0, : len(goals)] = torch.from_numpy(goals)
+            encoded = encoded._replace(goals=wanted)
         context = head.propose(encoded)
         noise = torch.randn(1, *spec.noise_shape, generator=torch.Generator().manual_seed(0))
         start = policy.start(noise).repeat(head.candidates, 1, 1)
@@ -139,6 +143,23 @@ def ways_taken(plans: Plans, here: Case, chunks: Array) -> Array:
     ends = sampled(plans.poses(chunks), plans.policy.spec.dt, here.env.pose, SAMPLES)[:, -1, :2]
     apart = np.stack([np.linalg.norm(route[:, None] - ends, axis=-1).min(0) for route in here.env.scene.routes])
     return np.where(apart.min(0) < ON_ROUTE, apart.argmin(0), -1)
+
+
+def expert_drives(here: Case, horizon: int) -> tuple[Array, Array]:
+    """Chunks ``(N, H, A)`` of an expert on each way of a fork, and where they end, in the car's frame ``(N, 3)``."""
+    chunks, ends = [], []
+    for way in range(len(here.env.scene.routes)):
+        env = DrivingEnv()
+        env.reset(options={"scene": replace(here.env.scene, chosen=way)})
+        begin, expert = env.pose.copy(), Expert(env)
+        chunks.append([])
+        for _ in range(horizon):
+            chunks[-1].append(expert.command())
+            env.step(chunks[-1][-1])
+        cos, sin = np.cos(begin[2]), np.sin(begin[2])
+        place = (env.pose[:2] - begin[:2]) @ np.array([[cos, -sin], [sin, cos]])
+        ends.append(np.r_[place, env.pose[2] - begin[2]])
+    return np.array(chunks, np.float32), np.array(ends, np.float32)
 
 
 def parted(here: Case, horizon_s: float) -> bool:
@@ -168,23 +189,33 @@ def forks(options: Forks) -> dict[str, Any]:
 
 
 def _goal_rates(policy: Policy, cases: Sequence[Case]) -> dict[str, Any]:
-    plans, rows = Plans(policy), []
+    plans, chosen, conditioned = Plans(policy), [], []
     for here in cases:
         chunks = candidates(policy, here).chunks
         fine, way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
-        first = [np.flatnonzero(way[:-1] == side)[:1] for side in (0, 1)]  # the best goal on each way
         chosen_fine, chosen_way = _chosen(plans, here)
-        rows.append(
+        chosen.append(
             {
-                "both_ways_covered": all(len(index) for index in first),
+                "both_ways_covered": bool((fine[:-1] & (way[:-1] == 0)).any() and (fine[:-1] & (way[:-1] == 1)).any()),
                 "chosen_valid": chosen_fine,
                 "chosen_on_a_way": chosen_way,
-                "with_goal_valid": all(len(index) and fine[index].all() for index in first),
                 "without_goal_valid": bool(fine[-1]),
                 "without_goal_on_a_way": bool(way[-1] >= 0),
             }
         )
-    return _rates(rows)
+        expert, goals = expert_drives(here, policy.spec.horizon)
+        chunks = candidates(policy, here, goals).chunks[: len(goals)]
+        fine, way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
+        best = valid(plans.score(here, expert))
+        conditioned += [
+            {
+                "expert_valid": bool(best[side]),
+                "with_goal_valid": bool(fine[side]),
+                "with_goal_on_its_way": bool(way[side] == side),
+            }
+            for side in range(len(goals))
+        ]
+    return _rates(chosen) | _rates(conditioned)
 
 
 def _intent_rates(sides: Sequence[tuple[Policy, Policy]], cases: Sequence[Case]) -> dict[str, Any]:

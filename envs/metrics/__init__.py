@@ -5,6 +5,7 @@ from envs.metrics.rater_feedback import rater_feedback_score
 from envs.metrics.reference_planner import reference_progress
 from envs.metrics.scene import EgoState, Lane, RoadUsers, ScoredScene
 from envs.metrics.tracker import PACIFICA, Vehicle
+from envs.metrics.two_stage import two_stage_score
 
 __all__ = [
     "PACIFICA",
@@ -18,4 +19,5 @@ __all__ = [
     "rater_feedback_score",
     "reference_progress",
     "score_states",
+    "two_stage_score",
 ]

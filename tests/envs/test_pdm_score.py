@@ -17,6 +17,7 @@ from envs.metrics import (
     Vehicle,
     pdm_score,
     score_states,
+    two_stage_score,
 )
 from envs.metrics.tracker import Y
 from policies.spec import Array, ContractError
@@ -308,3 +309,29 @@ def test_what_is_not_valid_is_not_read() -> None:
     poses[0, 1] = np.nan
     users = users_with(poses=poses, sizes=np.ones((1, 2)), kinds=["vehicle"], valid=np.array([[True, False, True]]))
     assert np.isfinite(users.poses).all() and (users.speeds == 0).all()  # type: ignore[union-attr]
+
+
+def test_the_second_stage_counts_where_the_first_one_ends() -> None:
+    first, second = np.array([0.8, 0.5]), np.array([[1.0, 0.2], [0.4, 0.4]])
+    near_the_first = two_stage_score(first, second, np.array([[0.0, 9.0], [3.0, 1.0]]))
+    np.testing.assert_allclose(near_the_first, [0.8, 0.2], atol=1e-6)
+    between = two_stage_score(first[:1], second[:1], np.array([[0.1, 0.3]]))
+    weights = np.exp(-np.array([0.01, 0.09]) / 0.2)
+    np.testing.assert_allclose(between, 0.8 * (weights @ second[0]) / weights.sum(), atol=1e-12)
+    far = two_stage_score(first[:1], second[:1], np.array([[500.0, 500.0]]))
+    np.testing.assert_allclose(far, 0.8 * 0.6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "apart", "message"),
+    [
+        ([0.5], [[]], [[]], "second has no scenes"),
+        ([0.5], [[0.5]], [[-1.0]], "must not be negative"),
+        ([0.5], [[0.5, 0.5]], [[1.0]], "apart has shape"),
+        ([1.5], [[0.5]], [[1.0]], "first"),
+        ([0.5], [[np.nan]], [[1.0]], "second"),
+    ],
+)
+def test_two_stages_that_do_not_fit_are_refused(first: Any, second: Any, apart: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        two_stage_score(np.array(first), np.array(second), np.array(apart))

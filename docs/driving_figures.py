@@ -82,7 +82,8 @@ def weights() -> None:
     steps = sorted({int(name.split("_")[1]) for name in found if name.startswith("steps")})
     figure, axes = canvas(11, 3.6, len(steps))
     for axis, count in zip(axes, steps, strict=True):
-        rows = {float(name.split("_")[3]): row for name, row in found.items() if name.startswith(f"steps_{count}_")}
+        names = [name for name in found if name.startswith(f"steps_{count}_") and name.endswith("_all")]
+        rows = {float(name.split("_")[3]): found[name] for name in names}
         for rate, style in rates.items():
             axis.plot([*rows], [row[rate]["mean"] for row in rows.values()], f"o{style}", label=rate.replace("_", " "))
         joint = [row["faithful_and_valid"] for row in rows.values()]

@@ -90,7 +90,7 @@ class Weights:
 
     Args:
         intent: Policy with intents.
-        weights: Of guidance.
+        weights: Of guidance, at all steps and, where there are several, at the first one only.
         steps: Denoising steps.
         scenes: From the first seed on.
         seed: First seed.
@@ -338,16 +338,19 @@ def noised(name: str, value: Array, rng: np.random.Generator) -> Array:
 
 
 def weights(options: Weights) -> dict[str, Any]:
-    """Rates by weight and number of steps."""
+    """Rates by weight, number of steps and schedule."""
     report: dict[str, Any] = {"scenes": options.scenes}
     seeds = range(options.seed, options.seed + options.scenes)
     for steps in options.steps:
         for weight in options.weights:
-            path = f"{options.intent}@{steps}@guidance={weight}"
-            with progress_bar(f"{steps} steps, weight {weight}") as progress:
-                found = sweep(lambda intent, p=path: load_trained(f"{p}@intent={intent}"), SWEPT, seeds, progress)  # type: ignore[misc]
-            kept = ("faithful", "valid", "faithful_and_valid", "valid_where_infeasible")
-            report[f"steps_{steps}_weight_{weight}"] = {name: found[name] for name in kept}
+            for schedule in ("all", "first") if steps > 1 and weight > 1 else ("all",):
+                name = f"steps_{steps}_weight_{weight}_{schedule}"
+                guided = 1.0 if schedule == "all" else 0.5 / steps  # a time between the first step and the second
+                path = f"{options.intent}@{steps}@guidance={weight}@guided={guided}"
+                with progress_bar(name) as progress:
+                    found = sweep(lambda intent, p=path: load_trained(f"{p}@intent={intent}"), SWEPT, seeds, progress)  # type: ignore[misc]
+                kept = ("faithful", "valid", "faithful_and_valid", "valid_where_infeasible")
+                report[name] = {rate: found[rate] for rate in kept}
     return report
 
 

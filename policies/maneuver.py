@@ -16,8 +16,9 @@ LENGTHWAYS = ("hold", "accelerate", "decelerate", "stop")
 INTENTS = tuple(f"{sideways} {lengthways}" for sideways in SIDEWAYS for lengthways in LENGTHWAYS)
 TURN, STRAIGHT = math.radians(30), math.radians(15)
 ROAD_SPEED = 3.0  # m/s, from which a robot is a car
-FAMILIES = {"left": ("change-left", "turn-left"), "right": ("change-right", "turn-right")}
-"""Names for several sideways intents of which any will do."""
+LEFT, RIGHT = ("change-left", "turn-left"), ("change-right", "turn-right")
+FAMILIES = {"left": LEFT, "right": RIGHT, "pass-left": LEFT, "pass-right": RIGHT, "follow": ("keep",)}
+"""Names for sideways intents of which any will do: of cars, and of robots that pass something or follow their way."""
 
 
 class Limits(NamedTuple):

@@ -69,6 +69,7 @@ def test_commands_allow_what_they_name() -> None:
     assert names("") == set(INTENTS)
     assert names("turn-left stop") == {"turn-left stop"}
     assert names("left") == {name for name in INTENTS if "left" in name}
+    assert names("pass-left") == names("left") and names("follow stop") == {"keep stop"}
     assert names("keep decelerate") == {"keep decelerate"}
     for wrong in ("fly", "left right", "stop hold"):
         with pytest.raises(ContractError, match=r"there is no intent 'fly'|nothing is"):

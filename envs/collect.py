@@ -25,7 +25,7 @@ from policies.runtime.worker import end_with_parent, one_numeric_thread
 from policies.spec import Array, Spec
 
 NOISE_CORRELATION = 0.8  # per step of 0.1 s: pushes last about half a second
-SETTLE_STEPS = 10  # recorded after success, so that a policy learns to stay; an environment may set its own `settle`
+SETTLE_STEPS = 10  # recorded after success, so that a policy learns to stay
 SHARD = 20  # episodes; an interrupted collection loses at most one shard per process
 
 
@@ -65,6 +65,10 @@ def drivers(env: Any) -> dict[str, Any]:
 def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
     """Record one episode; returns None when the expert fails.
 
+    An environment with a ``lead_in`` is pushed during up to that many steps before the record begins, and not after:
+    what is recorded, ``longest`` steps at most, is then what the expert plans. All others are pushed all along. After
+    success the record goes on for ``settle`` steps.
+
     Args:
         world: Environment with an expert.
         seed: Seed of the environment and of the noise.
@@ -75,33 +79,27 @@ def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
     expert = drivers(world)["expert"](world)
     action = world.contract.action
     scale = rng.uniform(0, world.noise if noise is None else noise) * (np.array(action.high) - np.array(action.low)) / 2
-    push, pushed = np.zeros(action.dim), _pushed(world, rng)
+    push = np.zeros(action.dim)
     rows: list[tuple[dict[str, Array], Array, Array, float, Array]] = []
     constants = {feature.name for feature in world.contract.observations if feature.constant}
+    lead_in, longest = getattr(world, "lead_in", None), getattr(world, "longest", sys.maxsize)
+    lead = int(rng.integers(lead_in)) if lead_in else 0
     remaining = settle = getattr(world, "settle", SETTLE_STEPS)
-    while remaining:
+    while remaining and len(rows) < longest:
         command = expert.command()
         push = NOISE_CORRELATION * push + np.sqrt(1 - NOISE_CORRELATION**2) * rng.normal(0, 1, action.dim) * scale
         settling = world.success or remaining < settle
-        quiet = settling or len(rows) not in pushed
+        quiet = settling or (lead_in is not None and lead <= 0)
         executed = action.clip(command + (0 if quiet else push)).astype(np.float32)
         state = world.state
         following, reward, _, truncated, _ = world.step(executed)
-        rows.append((observation, command, executed, float(reward), state))
-        observation = {name: value for name, value in following.items() if name not in constants}
+        if lead <= 0 or settling:
+            rows.append((observation, command, executed, float(reward), state))
+        observation = following if lead > 0 else {n: value for n, value in following.items() if n not in constants}
         if world.failed or (truncated and not settling):
             return None
-        remaining -= int(settling)
+        lead, remaining = lead - 1, remaining - int(settling)
     return _episode(seed, rows, world)
-
-
-def _pushed(world: Any, rng: np.random.Generator) -> range:
-    """Steps at which noise is injected: all, or a few somewhere, where an environment says how many and how late."""
-    if not hasattr(world, "pushes"):
-        return range(sys.maxsize)
-    count, latest = world.pushes
-    begin = int(rng.integers(latest))
-    return range(begin, begin + count)
 
 
 def _episode(seed: int, rows: list[tuple[dict[str, Array], Array, Array, float, Array]], world: Any) -> Episode:

@@ -62,8 +62,8 @@ class DrivingEnv(gymnasium.Env[Any, Array]):
     COMMAND = {"step_hz": 10.0}  # noqa: RUF012
     contract = Spec(FEATURES, ACTION, POLICY_HZ, history=1, horizon=1)
     execute, objective = 1, "pdm"
-    noise, pushes = 0.25, (5, 45)  # one push of a second per demonstration: what follows is what the expert plans
-    settle = 24  # steps that a demonstration goes on after 70 m, because plans at its end do
+    noise, longest, settle = 0.2, 48, 24  # steps; see `envs.collect.record`
+    lead_in: int | None = 45
 
     def __init__(self, kind: str | None = None, step_hz: float = POLICY_HZ, render_mode: str | None = None) -> None:
         ticks = 1 / (step_hz * TICK)

@@ -191,7 +191,7 @@ def test_noise_is_executed_but_not_taught() -> None:
     assert np.abs(calm.actions[-3:]).max() < 0.15, "an episode ends at rest"
 
 
-def test_driving_is_pushed_once_and_goes_on_after_success(tmp_path: Path) -> None:
+def test_driving_is_pushed_before_it_is_recorded_only(tmp_path: Path) -> None:
     import gymnasium
 
     env = gymnasium.make("kinoflow/Driving-v0", disable_env_checker=True).unwrapped
@@ -199,11 +199,14 @@ def test_driving_is_pushed_once_and_goes_on_after_success(tmp_path: Path) -> Non
     path = tmp_path / "drives.hdf5"
     write_episodes(path, recorded, "kinoflow/Driving-v0", {}, env.contract)
     file = read_episodes(path)
-    count, latest = env.pushes
-    for begin, last in {*zip(file.first.tolist(), file.last.tolist(), strict=True)}:
-        pushed = np.flatnonzero(file.pushed[begin : last + 1])
-        assert len(pushed) <= count and np.ptp(pushed) < count and pushed[0] < latest
-        assert pushed[-1] < last + 1 - begin - env.settle
+    assert not file.pushed.any()
+    lengths = {len(episode) for episode in recorded}
+    assert env.settle <= min(lengths) and max(lengths) == env.longest
+    beside = []
+    for episode in recorded:
+        env.reset(seed=episode.seed)
+        beside.append(np.linalg.norm(env.scene.routes[env.scene.chosen] - episode.states[0, :2], axis=-1).min())
+    assert max(beside) > 0.4, "the lead-in pushes the car off its route"
 
 
 def test_what_is_constant_is_stored_once(tmp_path: Path) -> None:

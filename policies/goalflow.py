@@ -60,7 +60,7 @@ class Config(flowdit.Config):
     drop: float = 0.15
     guidance: float = 1.0
     sigma: float = 0.1
-    admissible: float = 1.0
+    admissible: float = 4.0
     reached: float = 0.1
     progress: float = 0.0
     comfort: float = 1.0

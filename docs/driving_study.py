@@ -1,9 +1,8 @@
-"""Studies of driving that are no closed loop: forks, streaming intents, weights of guidance, noise in demonstrations.
+"""Studies of the driving heads that are no closed loop: forks, streaming intents, weights of guidance.
 
     python docs/driving_study.py forks --goalflow models/driving_goalflow.kfb --intent models/driving_intent.kfb
     python docs/driving_study.py streaming --intent models/driving_intent.kfb
     python docs/driving_study.py weights --intent models/driving_intent.kfb
-    python docs/driving_study.py noise
 
 Each writes JSON into docs/results. Choices were made on seeds from 500,000, reports begin at 0.
 """
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 import tyro
 
-from envs.collect import record
 from envs.driving import DrivingEnv
 from envs.evaluate import wilson
 from envs.experts.driving import Expert
@@ -31,14 +29,11 @@ from policies.chunk import Chunk
 from policies.files import replace_file
 from policies.flow import solve, straight
 from policies.goalflow import GoalFlow
-from policies.ground import ground_of
 from policies.head import COMMITTED, HELD
 from policies.intent import StreamingIntent
 from policies.load import load_trained
 from policies.maneuver import Maneuvers
-from policies.motion import Motion
 from policies.policy import Policy
-from policies.raster import RASTER
 from policies.spec import Array
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,23 +103,6 @@ class Weights:
     scenes: int = 60
     seed: int = 0
     out: Path = RESULTS / "driving_weights.json"
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Whether recorded commands, integrated over a plan, stay on the road.
-
-    Args:
-        horizon: Commands of a plan.
-        episodes: Demonstrations from the first seed on.
-        seed: First seed.
-        out: File for the result.
-    """
-
-    horizon: int = 24
-    episodes: int = 100
-    seed: int = 1_000_000
-    out: Path = RESULTS / "driving_noise.json"
 
 
 class Candidates(NamedTuple):
@@ -376,39 +354,15 @@ def weights(options: Weights) -> dict[str, Any]:
     return report
 
 
-def noise(options: Noise) -> dict[str, Any]:
-    """Share of windows that stay on the road by when noise is injected: never, before they begin, or all along.
-
-    All along there is half of it: more would end most of the drives.
-    """
-    env = DrivingEnv()
-    motion, ground = Motion(env.contract.action, env.contract.dt), ground_of(env.contract)
-    report: dict[str, Any] = {}
-    for name, lead_in, share in (("never", None, 0.0), ("before", env.lead_in, 1.0), ("always", None, 0.5)):
-        env.lead_in = lead_in
-        fine = []
-        with progress_bar(f"noise {name}") as progress:
-            for index in range(options.episodes):
-                progress(index + 1, options.episodes)
-                drive = record(env, options.seed + index, share * env.noise)
-                for step in range(0, len(drive) - options.horizon + 1 if drive else 0, 5):
-                    seen = {RASTER.name: torch.from_numpy(drive.observations[RASTER.name][step])[None, None]}
-                    poses = motion.poses(torch.from_numpy(drive.actions[step : step + options.horizon]))[None]
-                    fine.append(bool((ground.margin(seen, poses) > 0).all()))
-        report[name] = {**wilson(sum(fine), len(fine)), "windows": len(fine)}
-    return report
-
-
 def main() -> None:
     """Run one study and write its result."""
     options: Any = tyro.cli(
         Annotated[Forks, tyro.conf.subcommand("forks")]  # type: ignore[arg-type]
         | Annotated[Streaming, tyro.conf.subcommand("streaming")]
-        | Annotated[Weights, tyro.conf.subcommand("weights")]
-        | Annotated[Noise, tyro.conf.subcommand("noise")],
+        | Annotated[Weights, tyro.conf.subcommand("weights")],
         description=__doc__,
     )
-    study: Any = {Forks: forks, Streaming: streaming, Weights: weights, Noise: noise}[type(options)]
+    study: Any = {Forks: forks, Streaming: streaming, Weights: weights}[type(options)]
     report = study(options)
     replace_file(options.out, json.dumps(report, indent=2).encode())
     print(json.dumps(report, indent=2))

@@ -94,8 +94,9 @@ def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
         state = world.state
         following, reward, _, truncated, _ = world.step(executed)
         if lead <= 0 or settling:
-            rows.append((observation, command, executed, float(reward), state))
-        observation = following if lead > 0 else {n: value for n, value in following.items() if n not in constants}
+            seen = {n: value for n, value in observation.items() if not (rows and n in constants)}
+            rows.append((seen, command, executed, float(reward), state))
+        observation = following
         if world.failed or (truncated and not settling):
             return None
         lead, remaining = lead - 1, remaining - int(settling)

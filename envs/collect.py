@@ -22,7 +22,7 @@ from envs.goals import goal_contract, record_goals
 from envs.world import make, robot
 from policies.checks import at_least
 from policies.runtime.worker import end_with_parent, one_numeric_thread
-from policies.spec import Array, Spec
+from policies.spec import Array, ContractError, Spec
 
 NOISE_CORRELATION = 0.8  # per step of 0.1 s: pushes last about half a second
 SETTLE_STEPS = 10  # recorded after success, so that a policy learns to stay
@@ -42,6 +42,7 @@ class CollectConfig:
         noise: Largest standard deviation of the injected noise, as a share of the command range; the environment's
             custom by default. Each episode draws its own between 0 and this.
         workers: Processes.
+        demonstrator: Who drives: ``expert``, or one of ``DEMONSTRATORS`` in the file of the environment's expert.
         goals: Record no demonstrations but what they start from: each room's goal video and all its sentences with
             the frame where they say to stop.
     """
@@ -53,39 +54,56 @@ class CollectConfig:
     seed: int = 1_000_000
     noise: float | None = None
     workers: int = 2
+    demonstrator: str = "expert"
     goals: bool = False
 
 
 def drivers(env: Any) -> dict[str, Any]:
     """Expert and baselines of an environment: ``DRIVERS`` in the file of the same name under `envs.experts`."""
-    name = type(env).__module__.rsplit(".", 1)[1]
-    return importlib.import_module(f"envs.experts.{name}").DRIVERS
+    return _experts(env).DRIVERS
 
 
-def record(world: Any, seed: int, noise: float | None = None) -> Episode | None:
+def demonstrators(env: Any) -> dict[str, Any]:
+    """Who can be recorded in an environment: its expert, and who drives for the record only, ``DEMONSTRATORS``."""
+    return {"expert": drivers(env)["expert"], **getattr(_experts(env), "DEMONSTRATORS", {})}
+
+
+def _experts(env: Any) -> Any:
+    return importlib.import_module(f"envs.experts.{type(env).__module__.rsplit('.', 1)[1]}")
+
+
+def record(world: Any, seed: int, noise: float | None = None, demonstrator: str = "expert") -> Episode | None:
     """Record one episode; returns None when the expert fails.
 
     An environment with a ``lead_in`` is pushed during up to that many steps before the record begins, and not after:
     what is recorded, ``longest`` steps at most, is then what the expert plans. All others are pushed all along. After
-    success the record goes on for ``settle`` steps.
+    success the record goes on for ``settle`` steps. Where the record begins, a demonstrator with a method ``choose`` is
+    asked to do something else.
 
     Args:
         world: Environment with an expert.
         seed: Seed of the environment and of the noise.
         noise: Largest standard deviation of the noise, as a share of the command range; the environment's own if None.
+        demonstrator: Who drives, see `demonstrators`.
     """
     rng = np.random.default_rng(seed)
     observation, _ = world.reset(seed=seed)
-    expert = drivers(world)["expert"](world)
+    known = demonstrators(world)
+    if demonstrator not in known:
+        raise ContractError(f"nobody here is called {demonstrator}; choose from {sorted(known)}")
+    expert = known[demonstrator](world)
     action = world.contract.action
     scale = rng.uniform(0, world.noise if noise is None else noise) * (np.array(action.high) - np.array(action.low)) / 2
     push = np.zeros(action.dim)
     rows: list[tuple[dict[str, Array], Array, Array, float, Array]] = []
     constants = {feature.name for feature in world.contract.observations if feature.constant}
-    lead_in, longest = getattr(world, "lead_in", None), getattr(world, "longest", sys.maxsize)
+    longest = getattr(expert, "longest", getattr(world, "longest", sys.maxsize))
+    lead_in = getattr(world, "lead_in", None)
     lead = int(rng.integers(lead_in)) if lead_in else 0
     remaining = settle = getattr(world, "settle", SETTLE_STEPS)
     while remaining and len(rows) < longest:
+        if lead == 0 and hasattr(expert, "choose"):
+            expert.choose()
         command = expert.command()
         push = NOISE_CORRELATION * push + np.sqrt(1 - NOISE_CORRELATION**2) * rng.normal(0, 1, action.dim) * scale
         settling = world.success or remaining < settle
@@ -132,7 +150,7 @@ def collect(config: CollectConfig, progress: Callable[[int, int], None]) -> dict
     Returns:
         Counts of seeds tried, episodes kept and steps, and the path.
     """
-    same = f"{config.env}|{config.embodiment}|{config.noise}|{config.seed}|{config.goals}"
+    same = f"{config.env}|{config.embodiment}|{config.noise}|{config.seed}|{config.demonstrator}|{config.goals}"
     folder = config.out.with_name(f"{config.out.name}.{hashlib.sha256(same.encode()).hexdigest()[:8]}.parts")
     seeds = range(config.seed, config.seed + config.episodes)
     shards = {
@@ -182,7 +200,10 @@ def _watch_parent() -> None:
 
 def _record_shard(config: CollectConfig, shard: Path, seeds: range) -> int:
     env = make(config.env, robot(config.embodiment))
-    recorded = (record_goals(env, seed) if config.goals else record(env, seed, config.noise) for seed in seeds)
+    recorded = (
+        record_goals(env, seed) if config.goals else record(env, seed, config.noise, config.demonstrator)
+        for seed in seeds
+    )
     episodes = [episode for episode in recorded if episode]
     _write(config, shard, episodes, env)
     env.close()

@@ -17,12 +17,11 @@ from torch.nn import functional
 
 from policies import flowdit
 from policies.checks import require_finite, require_positive
-from policies.flow import Estimate, cfg, from_velocity, uniform_times
-from policies.flowdit import FlowDiT, fourier
-from policies.ground import ground_of
-from policies.motion import Motion, require_horizon
+from policies.flow import Estimate, cfg, from_velocity
+from policies.flowdit import fourier
+from policies.motion_head import MotionHead
 from policies.nets.dit import Context, CrossBlock
-from policies.norm import ACTION, Normaliser
+from policies.norm import Normaliser
 from policies.spec import Spec
 
 LEVER = 0.1  # of the reach: how far apart goals are that differ by a rad of heading
@@ -32,6 +31,7 @@ ASIDE = 0.25  # spacings beside a goal, within which others mean the same way
 SHADOW = 1e4  # score that decides for the chunk without a goal, or against it
 SCORES = 0.1  # weight of what the goal scorer is trained on, beside the flow
 SOFT = 0.3  # m of room over which a chunk becomes admissible
+BLUR = 0.15  # spacings, of the goals that chunks are trained to reach: no scorer knows them better
 DRAWN = 4096  # constant commands that the vocabulary picks from
 
 
@@ -90,29 +90,22 @@ class Goals(NamedTuple):
     observation: Mapping[str, Tensor]
 
 
-class GoalFlow(FlowDiT):
+class GoalFlow(MotionHead):
     """Velocity field over chunks, conditioned on a scene and on where the chunk shall end."""
 
     Config = Config
     usual: ClassVar[Mapping[str, Any]] = {"history": 1, "sample_steps": 1, "temperature": 1.0}
-    offset: Tensor
-    scale: Tensor
     goals: Tensor
     reach: Tensor
     spacing: Tensor
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
-        require_horizon(spec)
         width = config.width
-        self.noise_scale = config.sigma
-        self.motion, self.ground = Motion(spec.action, spec.dt), ground_of(spec)
         self.embed = nn.Sequential(nn.Linear(4 * (1 + 2 * config.octaves), width), nn.GELU(), nn.Linear(width, width))
         self.nowhere = nn.Parameter(0.02 * torch.randn(width))
         self.scorer = nn.ModuleList(CrossBlock(width, config.heads) for _ in range(config.scorer_depth))
         self.verdict = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2))
-        self.register_buffer("offset", torch.zeros(spec.action.dim))
-        self.register_buffer("scale", torch.ones(spec.action.dim))
         self.register_buffer("goals", torch.zeros(config.goals, 3))
         self.register_buffer("reach", torch.ones(()))
         self.register_buffer("spacing", torch.ones(()))
@@ -124,9 +117,7 @@ class GoalFlow(FlowDiT):
         return self.config.candidates
 
     def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
-        self.ground.prepare(normaliser)
-        for buffer, value in zip((self.offset, self.scale), normaliser.statistics_of(ACTION), strict=True):
-            buffer.copy_(value)
+        super().prepare(normaliser, chunks)
         self._choose_goals(chunks)
 
     def _choose_goals(self, chunks: Tensor) -> None:
@@ -231,23 +222,18 @@ class GoalFlow(FlowDiT):
 
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         tokens = self.scene(self.digest(observation))
-        end = self._flat(self.motion.poses(self.restored(actions))[:, -1])
-        away = (end[:, None] - self._flat(self.goals)).square().sum(-1) / self.spacing**2
+        end = self.motion.poses(self.restored(actions))[:, -1]
+        away = (self._flat(end)[:, None] - self._flat(self.goals)).square().sum(-1) / self.spacing**2
         likely, admissible = self._scores(tokens)
         free = self.ground.margin(observation, self.goals.expand(len(actions), -1, -1)) > 0
         scores = -(away.neg().softmax(-1) * likely.log_softmax(-1)).sum(-1).mean()
         scores = scores + functional.binary_cross_entropy_with_logits(admissible, free.to(admissible.dtype))
-        wanted = self._embedded(self.goals[away.argmin(-1)])
+        blur = BLUR * self.spacing * torch.randn(end.shape, generator=generator)
+        blur = blur / torch.stack([torch.ones_like(self.reach), torch.ones_like(self.reach), LEVER * self.reach])
+        wanted = self._embedded(end + blur)
         dropped = torch.rand(len(actions), 1, generator=generator) < self.config.drop
         context = self._context(tokens, torch.where(dropped, self.nowhere, wanted))
-        noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
-        times = uniform_times(len(actions), generator)
-        field = from_velocity(lambda x, t: self.dit(x, t, context))
-        return self.motion.matching_loss(field, actions, noise, times, self.restored) + SCORES * scores
-
-    def restored(self, chunks: Tensor) -> Tensor:
-        """Chunks in SI units."""
-        return chunks * self.scale + self.offset
+        return self.chunk_loss(context, actions, generator) + SCORES * scores
 
 
 def _means(points: Tensor, count: int) -> Tensor:

@@ -22,7 +22,7 @@ SCAN = "scan"
 AHEAD = ("nothing", "vehicle", "person", "thing")
 CORRIDOR, FAR, ROBOT_FAR = 1.6, 30.0, 2.0  # m: half of the width of the way straight ahead, and how far it counts
 CAR = ((4.049, 1.15), (4.049, -1.15), (-1.127, 1.15), (-1.127, -1.15))  # corners about the rear axle, m
-CAR_DISCS, CAR_RADIUS = (-0.1, 1.46, 3.0), 1.25  # along the car, m
+CAR_DISCS, CAR_RADIUS = ((0.02, 0.0), (1.46, 0.0), (2.9, 0.0)), 1.15  # about the rear axle, m; corners stick out
 ROBOT_RADIUS = 0.3  # m
 
 
@@ -92,14 +92,16 @@ class RasterGround(Ground):
     """Free is the road of a raster from above; others are where their speed takes them."""
 
     corners: Tensor
-    discs: Tensor
+    points: Tensor
+    radius: Tensor
     offset: Tensor
     scale: Tensor
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.register_buffer("corners", torch.tensor(CAR), persistent=False)
-        self.register_buffer("discs", torch.tensor(CAR_DISCS), persistent=False)
+        self.register_buffer("points", torch.tensor(CAR_DISCS + CAR), persistent=False)
+        self.register_buffer("radius", torch.tensor([CAR_RADIUS] * len(CAR_DISCS) + [0.0] * len(CAR)), persistent=False)
         rows = [feature.shape for feature in spec.observations if feature.name == OTHERS]
         self.knows_others = bool(rows)
         if rows:
@@ -128,16 +130,16 @@ class RasterGround(Ground):
         others = (observation[OTHERS][:, -1] * self.scale + self.offset)[:, None, None]  # (B, 1, 1, M, 8)
         x, y, cos, sin, speed, length, width, _ = others.unbind(-1)
         after = dt * torch.arange(1, poses.shape[2] + 1, device=poses.device)[:, None] * speed
-        heading = poses[..., 2, None]
-        own_x = poses[..., 0, None] + heading.cos() * self.discs  # (B, N, T, 3)
-        own_y = poses[..., 1, None] + heading.sin() * self.discs
+        own_cos, own_sin = poses[..., 2, None].cos(), poses[..., 2, None].sin()
+        own_x = poses[..., 0, None] + own_cos * self.points[:, 0] - own_sin * self.points[:, 1]  # (B, N, T, points)
+        own_y = poses[..., 1, None] + own_sin * self.points[:, 0] + own_cos * self.points[:, 1]
         dx = own_x[..., None] - (x + after * cos)[..., None, :]
         dy = own_y[..., None] - (y + after * sin)[..., None, :]
         cos, sin, length, width = (part[..., None, :] for part in (cos, sin, length, width))
         along = (cos * dx + sin * dy).abs() - length / 2
         beside = (cos * dy - sin * dx).abs() - width / 2
         outside = (along.clamp(min=0).square() + beside.clamp(min=0).square() + 1e-9).sqrt()
-        gap = outside + torch.maximum(along, beside).clamp(max=0) - CAR_RADIUS
+        gap = outside + torch.maximum(along, beside).clamp(max=0) - self.radius[:, None]
         gap = torch.where(length > 0.01, gap, 1e3)
         return torch.minimum(road, gap.flatten(-3).amin(-1))
 

@@ -18,14 +18,12 @@ from torch.nn import functional
 
 from policies import flowdit
 from policies.checks import require_finite, require_positive
-from policies.flow import Estimate, cfg, from_velocity, residual_cfg, uniform_times
-from policies.flowdit import FlowDiT
-from policies.ground import AHEAD, ground_of
+from policies.flow import Estimate, cfg, from_velocity, residual_cfg
+from policies.ground import AHEAD
 from policies.head import COMMITTED, HELD
 from policies.maneuver import INTENTS, LENGTHWAYS, Maneuvers, allowed
-from policies.motion import Motion, require_horizon
+from policies.motion_head import MotionHead
 from policies.nets.dit import Context, CrossBlock
-from policies.norm import ACTION, Normaliser
 from policies.spec import ContractError, Spec
 
 CONFLICT = ("clear", "later", "soon")
@@ -90,33 +88,23 @@ class Commitment(NamedTuple):
     held: Tensor
 
 
-class StreamingIntent(FlowDiT):
+class StreamingIntent(MotionHead):
     """Velocity field over chunks, guided by an intent that is inferred from the scene and carried over time."""
 
     Config = Config
+    demonstrator = "varied"
     usual: ClassVar[Mapping[str, Any]] = {"history": 1, "sample_steps": 2, "temperature": 1.0}
     remembers = True
-    offset: Tensor
-    scale: Tensor
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
-        require_horizon(spec)
-        width, self.noise_scale = config.width, config.sigma
-        self.motion, self.ground = Motion(spec.action, spec.dt), ground_of(spec)
+        width = config.width
         self.maneuvers = Maneuvers(spec.action, spec.dt)
         self.questions = nn.Parameter(0.02 * torch.randn(len(STEPS), width))
         self.answers = nn.ModuleList(nn.Embedding(len(words), width) for words in STEPS.values())
         self.reader = CrossBlock(width, config.heads)
         self.words = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(w))) for w in STEPS.values())
         self.intents = nn.Embedding(len(INTENTS) + 1, width)  # the last one stands for none
-        self.register_buffer("offset", torch.zeros(spec.action.dim))
-        self.register_buffer("scale", torch.ones(spec.action.dim))
-
-    def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
-        self.ground.prepare(normaliser)
-        for buffer, value in zip((self.offset, self.scale), normaliser.statistics_of(ACTION), strict=True):
-            buffer.copy_(value)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Commitment:
         tokens = self.scene({name: value for name, value in observation.items() if name not in (COMMITTED, HELD)})
@@ -218,11 +206,4 @@ class StreamingIntent(FlowDiT):
         reading = sum(functional.cross_entropy(found, facts[:, index]) for index, found in enumerate(logits))
         dropped = torch.rand(len(actions), generator=generator) < self.config.drop
         context = self._context(tokens, torch.where(dropped, len(INTENTS), facts[:, -1]))
-        noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
-        times = uniform_times(len(actions), generator)
-        field = from_velocity(lambda x, t: self.dit(x, t, context))
-        return self.motion.matching_loss(field, actions, noise, times, self.restored) + READING * reading
-
-    def restored(self, chunks: Tensor) -> Tensor:
-        """Chunks in SI units."""
-        return chunks * self.scale + self.offset
+        return self.chunk_loss(context, actions, generator) + READING * reading

@@ -2,7 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
+import shapely
+import shapely.affinity
 import torch
 
 from envs.driving import ACTION, FEATURES, DrivingEnv
@@ -95,6 +98,26 @@ def test_the_room_on_a_road_is_that_of_the_corner_nearest_to_its_edge() -> None:
     assert room[2] < 0
     assert room[3] < 0
     assert room[4] < room[0] - 0.5
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, -0.3, 0.8, 1.6])
+def test_the_room_to_others_is_that_between_the_outlines_on_an_open_road(angle: float) -> None:
+    thing = RoadUser(line(200, (0, 0, 0)), 20.0, 0.0, 0.0, (1.0, 1.0), "static")
+    ground, observation = observed(thing)
+    observation["raster"][:, :, 0] = 255  # road everywhere
+    other = shapely.box(19.5, -0.5, 20.5, 0.5)
+    outline = shapely.box(-1.127, -1.15, 4.049, 1.15)
+    poses = torch.cartesian_prod(torch.linspace(8, 24, 17), torch.linspace(-4, 4, 17), torch.tensor([angle]))
+    room = ground.clearance(observation, poses[None, :, None], 0.2)[0].numpy()
+    placed = [
+        shapely.affinity.translate(shapely.affinity.rotate(outline, float(a), (0, 0), use_radians=True), x, y)
+        for x, y, a in poses.tolist()
+    ]
+    touching, apart = shapely.intersects(placed, other), shapely.distance(placed, other)
+    near = ~touching & (apart < 2)  # farther away there may be the edge of the raster
+    assert (room[touching] < 0.15).all()
+    assert (room[near] > 0).mean() > 0.98
+    assert np.abs(room - apart)[near].max() < 0.35
 
 
 def test_others_take_room_where_they_will_be() -> None:

@@ -18,6 +18,10 @@ MARGIN, DOUBT = 0.4, 0.1  # m around everybody, and m/s by which that grows
 REACTION = 0.2  # s until the wheels are turned
 JERK = 2.0  # m/s^3, three times that to slow down, unless it has to brake hard
 CLOSER = 0.05  # m
+SLOW = 3.0  # m/s
+GENTLE, BRISK = 1.0, 3.5  # m/s^2, of braking
+STRAYS = 0.3  # of the time
+SAME_WAY = 0.3  # m beside the right way, where another has not parted from it yet
 
 
 class RouteFollower:
@@ -31,7 +35,10 @@ class RouteFollower:
     def __init__(self, env: DrivingEnv, share: float = 1.0) -> None:
         self._env = env
         self._limit = share * env.scene.limit
-        self._path = Paths([env.scene.routes[env.scene.chosen]])
+        self._take(env.scene.chosen)
+
+    def _take(self, route: int) -> None:
+        self._route, self._path = route, Paths([self._env.scene.routes[route]])
 
     def command(self) -> Array:
         """Return the ``(2,)`` float32 command, speed in m/s and yaw rate in rad/s."""
@@ -76,11 +83,11 @@ class Expert(RouteFollower):
 
     def __init__(self, env: DrivingEnv, share: float = 1.0) -> None:
         super().__init__(env, share)
-        self._acceleration = 0.0
+        self._acceleration, self._braking = 0.0, BRAKING
 
     def _speed(self, path: Paths, place: float) -> float:
         speed, lead = float(self._env.traffic.car[0, SPEED]), LEAD * STEP
-        pace, hurry = self._profiles(path, place, speed, BRAKING), False
+        pace, hurry = self._profiles(path, place, speed, self._braking), False
         free = self._free(path, place, pace)
         if not free.any():
             pace, hurry = self._profiles(path, place, speed, HARDEST), True
@@ -126,6 +133,25 @@ class Expert(RouteFollower):
         return ~((apart < needed) & nearer).any((1, 2))
 
 
+class VariedExpert(Expert):
+    """Speeds up, slows down or stops, and now and then takes another way than it is told: to learn commands from."""
+
+    longest = 32  # steps; later ones show little of what was decided
+
+    def __init__(self, env: DrivingEnv) -> None:
+        super().__init__(env, env.np_random.uniform(0.4, 1.0))
+
+    def choose(self) -> None:
+        """Decide anew how to drive on."""
+        rng, speed, routes = self._env.np_random, self._env.traffic.car[0, SPEED], self._env.scene.routes
+        faster, slower = rng.uniform(1.2, 1.6) * max(speed, SLOW), rng.uniform(0.3, 0.8) * speed
+        self._limit = rng.choice([self._env.scene.limit, faster, slower, 0.0], p=[0.3, 0.2, 0.3, 0.2])
+        self._braking = rng.uniform(GENTLE, BRISK)
+        if rng.random() < STRAYS:
+            beside = np.array([np.linalg.norm(route - self._env.pose[:2], axis=-1).min() for route in routes])
+            self._take(int(rng.choice(np.flatnonzero(beside < beside[self._route] + SAME_WAY))))
+
+
 class ConstantVelocity:
     """Baseline: goes on as it began, straight ahead."""
 
@@ -137,4 +163,5 @@ class ConstantVelocity:
         return np.array([self._env.scene.speed, 0.0], np.float32)
 
 
+DEMONSTRATORS = {"varied": VariedExpert}
 DRIVERS = {"expert": Expert, "route at the limit": RouteFollower, "constant velocity": ConstantVelocity}

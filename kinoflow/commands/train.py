@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from envs.collect import CollectConfig, collect
+from envs.collect import CollectConfig, collect, demonstrators
 from envs.episodes import EpisodeFile, read_episodes
 from envs.evaluate import VALIDATION_SEED, EvaluateConfig, run_all
 from envs.world import make, robot
@@ -79,6 +79,7 @@ def recorded(recipe: Recipe[Any], head: type[Head], env: str | None, embodiment:
     head(
         replace(world.contract, history=recipe.history, horizon=recipe.horizon), recipe.config
     )  # refuses what it cannot
+    who = head.demonstrator if head.demonstrator in demonstrators(world) else CollectConfig.demonstrator
     world.close()
     file = recipe.out / "episodes.hdf5"
     if file.exists():
@@ -88,7 +89,7 @@ def recorded(recipe: Recipe[Any], head: type[Head], env: str | None, embodiment:
     else:
         prepare_folder(recipe.out)
         with progress_bar("episodes") as progress:
-            collect(CollectConfig(file, env, embodiment, episodes), progress)
+            collect(CollectConfig(file, env, embodiment, episodes, demonstrator=who), progress)
     return file
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from envs.collect import CollectConfig, collect, processes, record
 from envs.episodes import Episode, describe, read_episodes, write_episodes
 from kinoflow.cli import call
+from policies.maneuver import INTENTS, Maneuvers
 from policies.spec import ActionSpec, ContractError, Feature, Spec
 
 SPEC = Spec(
@@ -207,6 +209,27 @@ def test_driving_is_pushed_before_it_is_recorded_only(tmp_path: Path) -> None:
         env.reset(seed=episode.seed)
         beside.append(np.linalg.norm(env.scene.routes[env.scene.chosen] - episode.states[0, :2], axis=-1).min())
     assert max(beside) > 0.4, "the lead-in pushes the car off its route"
+
+
+def test_a_varied_expert_does_what_the_expert_does_not() -> None:
+    import gymnasium
+
+    env = gymnasium.make("kinoflow/Driving-v0", kind="fork", disable_env_checker=True).unwrapped
+    maneuvers = Maneuvers(env.contract.action, env.contract.dt)
+    done: dict[str, list[str]] = {"expert": [], "varied": []}
+    strays = 0
+    for name, found in done.items():
+        for seed in range(12):
+            if episode := record(env, seed, 0.0, name):
+                assert len(episode) <= (48 if name == "expert" else 32)
+                found.append(INTENTS[int(maneuvers.labels(torch.from_numpy(episode.actions[:24])))])
+                routes = [np.linalg.norm(route - env.pose[:2], axis=-1).min() for route in env.scene.routes]
+                strays += name == "varied" and int(np.argmin(routes)) != env.scene.chosen
+    slower = {name: sum(intent.endswith(("stop", "decelerate")) for intent in found) for name, found in done.items()}
+    assert slower["varied"] > slower["expert"]
+    assert strays
+    with pytest.raises(ContractError, match="nobody here is called nobody; choose from"):
+        record(env, 0, None, "nobody")
 
 
 def test_what_is_constant_is_stored_once(tmp_path: Path) -> None:

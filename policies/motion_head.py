@@ -1,0 +1,52 @@
+"""What heads share whose chunks are velocities in the plane: units, where a chunk leads, and how much room it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.flow import from_velocity, uniform_times
+from policies.flowdit import FlowDiT
+from policies.ground import ground_of
+from policies.motion import Motion, require_horizon
+from policies.nets.dit import Context
+from policies.norm import ACTION, Normaliser
+from policies.spec import Spec
+
+
+class MotionHead(FlowDiT):
+    """Velocity field over chunks that lead somewhere; a subclass says under which condition.
+
+    Args:
+        spec: Contract; its actions are planar velocities.
+        config: Hyper-parameters, among them ``sigma``, the standard deviation of the start noise.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: Spec, config: Any) -> None:
+        super().__init__(spec, config)
+        require_horizon(spec)
+        self.noise_scale = config.sigma
+        self.motion, self.ground = Motion(spec.action, spec.dt), ground_of(spec)
+        self.register_buffer("offset", torch.zeros(spec.action.dim))
+        self.register_buffer("scale", torch.ones(spec.action.dim))
+
+    def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
+        self.ground.prepare(normaliser)
+        for buffer, value in zip((self.offset, self.scale), normaliser.statistics_of(ACTION), strict=True):
+            buffer.copy_(value)
+
+    def restored(self, chunks: Tensor) -> Tensor:
+        """Chunks in SI units."""
+        return chunks * self.scale + self.offset
+
+    def chunk_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of chunks ``(B, H, A)`` under a condition, see `policies.motion.Motion.matching_loss`."""
+        noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
+        times = uniform_times(len(actions), generator)
+        field = from_velocity(lambda x, t: self.dit(x, t, context))
+        return self.motion.matching_loss(field, actions, noise, times, self.restored)

@@ -42,9 +42,9 @@ class Config(flowdit.Config):
     Args:
         goals: Size of the vocabulary.
         scorer_depth: Attention blocks of the goal scorer.
-        candidates: Chunks per plan, the last one without a goal; 1 plans without goals.
+        candidates: Chunks per plan, the last one without a goal; 1 plans without goals and scores none.
         apart: Least distance between the goals of candidates, in spacings of the vocabulary.
-        drop: Share of training samples without a goal.
+        drop: Share of training samples without a goal; 1 trains a head without goals.
         guidance: Weight of the goal in classifier-free guidance; 1 is none, and spares half of the evaluations.
         sigma: Standard deviation of the start noise.
         admissible: Weight of admissibility, of goals and of chunks, beside the likelihood of the goal.
@@ -142,6 +142,10 @@ class GoalFlow(MotionHead):
 
     def encode(self, observation: Mapping[str, Tensor]) -> Goals:
         tokens = self.scene(observation)
+        if self.candidates == 1:
+            none = tokens.new_zeros(len(tokens), 1)
+            free = self._context(tokens, self.nowhere.expand(len(tokens), -1))
+            return Goals(free, tokens, none[..., None].expand(-1, -1, 3), none, none[:, 0] > 0, observation)
         likely, admissible = self._scores(tokens)
         score = likely.log_softmax(-1) + self.config.admissible * functional.logsigmoid(admissible)
         picked = self._pick(score)
@@ -223,17 +227,21 @@ class GoalFlow(MotionHead):
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         tokens = self.scene(self.digest(observation))
         end = self.motion.poses(self.restored(actions))[:, -1]
-        away = (self._flat(end)[:, None] - self._flat(self.goals)).square().sum(-1) / self.spacing**2
-        likely, admissible = self._scores(tokens)
-        free = self.ground.margin(observation, self.goals.expand(len(actions), -1, -1)) > 0
-        scores = -(away.neg().softmax(-1) * likely.log_softmax(-1)).sum(-1).mean()
-        scores = scores + functional.binary_cross_entropy_with_logits(admissible, free.to(admissible.dtype))
         blur = BLUR * self.spacing * torch.randn(end.shape, generator=generator)
         blur = blur / torch.stack([torch.ones_like(self.reach), torch.ones_like(self.reach), LEVER * self.reach])
         wanted = self._embedded(end + blur)
         dropped = torch.rand(len(actions), 1, generator=generator) < self.config.drop
         context = self._context(tokens, torch.where(dropped, self.nowhere, wanted))
-        return self.chunk_loss(context, actions, generator) + SCORES * scores
+        loss = self.chunk_loss(context, actions, generator)
+        return loss if self.config.drop >= 1 else loss + SCORES * self._score_loss(tokens, observation, end)
+
+    def _score_loss(self, tokens: Tensor, observation: Mapping[str, Tensor], end: Tensor) -> Tensor:
+        """Of the goal scorer, where experts end in poses ``(B, 3)``."""
+        away = (self._flat(end)[:, None] - self._flat(self.goals)).square().sum(-1) / self.spacing**2
+        likely, admissible = self._scores(tokens)
+        free = self.ground.margin(observation, self.goals.expand(len(end), -1, -1)) > 0
+        loss = -(away.neg().softmax(-1) * likely.log_softmax(-1)).sum(-1).mean()
+        return loss + functional.binary_cross_entropy_with_logits(admissible, free.to(admissible.dtype))
 
 
 def _means(points: Tensor, count: int) -> Tensor:

@@ -24,7 +24,7 @@ from envs.evaluate import wilson
 from envs.experts.driving import Expert
 from envs.metrics.tracker import sampled
 from kinoflow.console import progress_bar
-from kinoflow.driving_plans import ON_ROUTE, SAMPLES, Case, Plans, case, sweep, valid
+from kinoflow.driving_plans import ON_ROUTE, SAMPLES, Case, Plans, cases, sweep, valid
 from policies.chunk import Chunk
 from policies.files import replace_file
 from policies.flow import solve, straight
@@ -172,25 +172,22 @@ def parted(here: Case, horizon_s: float) -> bool:
 
 def forks(options: Forks) -> dict[str, Any]:
     """Rates over forks that lie within the horizon of a plan."""
-    cases = []
     with progress_bar("forks") as progress:
-        for seed in range(options.seed, options.seed + options.scenes):
-            here = case(seed, "fork")
-            cases += [here] if parted(here, 4.0) else []
-            progress(seed - options.seed + 1, options.scenes)
-    report: dict[str, Any] = {"forks": len(cases)}
+        scenes = cases(range(options.seed, options.seed + options.scenes), progress, "fork")
+    scenes = [here for here in scenes if parted(here, 4.0)]
+    report: dict[str, Any] = {"forks": len(scenes)}
     for steps in (1, 2, 5):
-        report[f"goalflow_{steps}"] = _goal_rates(load_trained(f"{options.goalflow}@{steps}"), cases)
+        report[f"goalflow_{steps}"] = _goal_rates(load_trained(f"{options.goalflow}@{steps}"), scenes)
     for steps in (1, 2, 5):
         paths = [f"{options.intent}@{steps}@intent={side}" for side in ("left", "right")]
         sides = [(load_trained(path), load_trained(f"{path}@guidance=0")) for path in paths]
-        report[f"intent_{steps}"] = _intent_rates(sides, cases)
+        report[f"intent_{steps}"] = _intent_rates(sides, scenes)
     return report
 
 
-def _goal_rates(policy: Policy, cases: Sequence[Case]) -> dict[str, Any]:
+def _goal_rates(policy: Policy, scenes: Sequence[Case]) -> dict[str, Any]:
     plans, chosen, conditioned = Plans(policy), [], []
-    for here in cases:
+    for here in scenes:
         chunks = candidates(policy, here).chunks
         fine, way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
         chosen_fine, chosen_way = _chosen(plans, here)
@@ -218,9 +215,9 @@ def _goal_rates(policy: Policy, cases: Sequence[Case]) -> dict[str, Any]:
     return _rates(chosen) | _rates(conditioned)
 
 
-def _intent_rates(sides: Sequence[tuple[Policy, Policy]], cases: Sequence[Case]) -> dict[str, Any]:
+def _intent_rates(sides: Sequence[tuple[Policy, Policy]], scenes: Sequence[Case]) -> dict[str, Any]:
     rows = []
-    for here in cases:
+    for here in scenes:
         for side, (policy, without) in enumerate(sides):
             plans, free = Plans(policy), Plans(without)
             chunk = plans.act(here)[None]
@@ -339,18 +336,23 @@ def noised(name: str, value: Array, rng: np.random.Generator) -> Array:
 
 def weights(options: Weights) -> dict[str, Any]:
     """Rates by weight, number of steps and schedule."""
+    with progress_bar("scenes") as progress:
+        scenes = cases(range(options.seed, options.seed + options.scenes), progress)
+    settings = [
+        (steps, weight, schedule)
+        for steps in options.steps
+        for weight in options.weights
+        for schedule in (("all", "first") if steps > 1 and weight > 1 else ("all",))
+    ]
     report: dict[str, Any] = {"scenes": options.scenes}
-    seeds = range(options.seed, options.seed + options.scenes)
-    for steps in options.steps:
-        for weight in options.weights:
-            for schedule in ("all", "first") if steps > 1 and weight > 1 else ("all",):
-                name = f"steps_{steps}_weight_{weight}_{schedule}"
-                guided = 1.0 if schedule == "all" else 0.5 / steps  # a time between the first step and the second
-                path = f"{options.intent}@{steps}@guidance={weight}@guided={guided}"
-                with progress_bar(name) as progress:
-                    found = sweep(lambda intent, p=path: load_trained(f"{p}@intent={intent}"), SWEPT, seeds, progress)  # type: ignore[misc]
-                kept = ("faithful", "valid", "faithful_and_valid", "valid_where_infeasible")
-                report[name] = {rate: found[rate] for rate in kept}
+    with progress_bar("settings") as progress:
+        for done, (steps, weight, schedule) in enumerate(settings):
+            guided = 1.0 if schedule == "all" else 0.5 / steps  # a time between the first step and the second
+            path = f"{options.intent}@{steps}@guidance={weight}@guided={guided}"
+            found = sweep(lambda intent, p=path: load_trained(f"{p}@intent={intent}"), SWEPT, scenes)  # type: ignore[misc]
+            kept = ("faithful", "valid", "faithful_and_valid", "valid_where_infeasible")
+            report[f"steps_{steps}_weight_{weight}_{schedule}"] = {rate: found[rate] for rate in kept}
+            progress(done + 1, len(settings))
     return report
 
 

@@ -181,16 +181,22 @@ def score_plans(policy: Policy, seeds: Sequence[int], progress: Callable[[int, i
     return {"scenes": len(rows), **means, "valid": wilson(fine, len(rows))}
 
 
-def sweep(
-    follow: Callable[[str], Policy], intents: Sequence[str], seeds: Sequence[int], progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+def cases(seeds: Sequence[int], progress: Callable[[int, int], None], kind: str | None = None) -> list[Case]:
+    """Record the scenes of some seeds; progress is called with (scenes done, scenes in all)."""
+    found = []
+    for seed in seeds:
+        found.append(case(seed, kind))
+        progress(len(found), len(seeds))
+    return found
+
+
+def sweep(follow: Callable[[str], Policy], intents: Sequence[str], scenes: Sequence[Case]) -> dict[str, Any]:
     """Command intents in scenes where they can be followed, and where they cannot.
 
     Args:
         follow: Makes the policy that follows an intent.
         intents: Commands, see `policies.maneuver.allowed`.
-        seeds: Of the scenes.
-        progress: Called with (scenes done, scenes in all).
+        scenes: Where.
 
     Returns:
         Rates over all pairs of scene and command, and how often which of `INTENTS` was done where a command could be
@@ -200,8 +206,7 @@ def sweep(
     masks = {intent: np.array(allowed(intent)) for intent in intents}
     confusion = {intent: np.zeros(len(INTENTS), int) for intent in intents}
     rates: dict[str, list[bool]] = {"faithful": [], "valid": [], "faithful_and_valid": [], "valid_where_infeasible": []}
-    for index, seed in enumerate(seeds):
-        here = case(seed)
+    for here in scenes:
         for intent, plans in followers.items():
             chunk = plans.act(here)[None]
             label = int(plans.maneuvers.labels(torch.from_numpy(chunk))[0])
@@ -212,7 +217,6 @@ def sweep(
             confusion[intent][label] += 1
             for name, found in (("faithful", same), ("valid", fine), ("faithful_and_valid", same and fine)):
                 rates[name].append(found)
-        progress(index + 1, len(seeds))
     report = {name: {**wilson(sum(found), len(found)), "pairs": len(found)} for name, found in rates.items() if found}
     counts = {intent: row.tolist() for intent, row in confusion.items()}
-    return {"scenes": len(seeds), **report, "intents": INTENTS, "confusion": counts}
+    return {"scenes": len(scenes), **report, "intents": INTENTS, "confusion": counts}

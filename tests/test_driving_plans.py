@@ -83,12 +83,9 @@ def test_scores_are_means_over_scenes(monkeypatch: pytest.MonkeyPatch, here: Cas
     assert report["valid"]["mean"] in (0, 1)
 
 
-def test_commands_count_as_followed_refused_or_missed(
-    monkeypatch: pytest.MonkeyPatch, here: Case, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(driving_plans, "case", lambda seed: here)
+def test_commands_count_as_followed_refused_or_missed(here: Case, tmp_path: Path) -> None:
     chunks = {"keep stop": straight(0.0), "keep hold": straight(0.0), "left": straight(2.0)}
-    report = sweep(lambda intent: Told(chunks[intent]), list(chunks), range(1), lambda done, total: None)  # type: ignore[arg-type, return-value]
+    report = sweep(lambda intent: Told(chunks[intent]), list(chunks), [here])  # type: ignore[arg-type, return-value]
     assert report["faithful"]["pairs"] == 2  # nobody can turn left here
     assert report["faithful"]["mean"] == 0.5
     assert report["valid_where_infeasible"]["mean"] == 1

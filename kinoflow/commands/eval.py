@@ -107,11 +107,12 @@ def _swept(policy: str, intents: tuple[str, ...], config: EvaluateConfig, out: P
         return load_trained(f"{policy}@intent={intent}")
 
     with progress_bar("scenes") as progress:
-        report = driving_plans.sweep(follow, intents, range(config.seed, config.seed + config.episodes), progress)
+        scenes = driving_plans.cases(range(config.seed, config.seed + config.episodes), progress)
+    report = driving_plans.sweep(follow, intents, scenes)
     if out:
         from kinoflow.driving_figures import write_sweep
 
-        here = driving_plans.case(config.seed)
+        here = scenes[0]
         plans = {intent: driving_plans.Plans(follow(intent)) for intent in intents}
         write_sweep(
             here.env, {name: p.poses(p.act(here)[None])[0] for name, p in plans.items()}, report, out / "intents.png"

@@ -41,7 +41,7 @@ class Head(nn.Module, ABC):
     usual: ClassVar[Mapping[str, Any]] = {}
     """Settings of `policies.train.Recipe` that are customary for this head, where they differ from the defaults."""
     demonstrator: ClassVar[str] = "expert"
-    """Who should be recorded for training, where an environment has several demonstrators, see `envs.collect`."""
+    """Who shall be recorded to train it, where an environment knows that one, see `envs.collect.demonstrators`."""
     candidates: int = 1
     """Chunks that are denoised beside each other, of which `choose` picks one."""
     noise_scale: float = 1.0

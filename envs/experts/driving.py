@@ -20,7 +20,7 @@ JERK = 2.0  # m/s^3, three times that to slow down, unless it has to brake hard
 CLOSER = 0.05  # m
 SLOW = 3.0  # m/s
 GENTLE, BRISK = 1.0, 3.5  # m/s^2, of braking
-STRAYS = 0.3  # of the time
+USUAL, STRAYS = 0.5, 0.5  # of the time, and of the rest
 SAME_WAY = 0.3  # m beside the right way, where another has not parted from it yet
 
 
@@ -134,7 +134,10 @@ class Expert(RouteFollower):
 
 
 class VariedExpert(Expert):
-    """Speeds up, slows down or stops, and now and then takes another way than it is told: to learn commands from."""
+    """The expert half of the time, so that it shows what is usual, and else one with a will of its own.
+
+    Then it speeds up, slows down or stops, and often takes another way than it is told: to learn commands from.
+    """
 
     longest = 32  # steps; later ones show little of what was decided
 
@@ -144,9 +147,12 @@ class VariedExpert(Expert):
     def choose(self) -> None:
         """Decide anew how to drive on."""
         rng, speed, routes = self._env.np_random, self._env.traffic.car[0, SPEED], self._env.scene.routes
+        self._limit, self._braking = self._env.scene.limit, BRAKING
+        self._take(self._env.scene.chosen)
+        if rng.random() < USUAL:
+            return
         faster, slower = rng.uniform(1.2, 1.6) * max(speed, SLOW), rng.uniform(0.3, 0.8) * speed
-        self._limit = rng.choice([self._env.scene.limit, faster, slower, 0.0], p=[0.3, 0.2, 0.3, 0.2])
-        self._braking = rng.uniform(GENTLE, BRISK)
+        self._limit, self._braking = rng.choice([faster, slower, 0.0]), rng.uniform(GENTLE, BRISK)
         if rng.random() < STRAYS:
             beside = np.array([np.linalg.norm(route - self._env.pose[:2], axis=-1).min() for route in routes])
             self._take(int(rng.choice(np.flatnonzero(beside < beside[self._route] + SAME_WAY))))

@@ -122,7 +122,10 @@ def find_head(name: str) -> type[Head]:
     found = [
         member
         for member in vars(module).values()
-        if inspect.isclass(member) and issubclass(member, Head) and member.__module__ == module.__name__
+        if inspect.isclass(member)
+        and issubclass(member, Head)
+        and member.__module__ == module.__name__
+        and not inspect.isabstract(member)
     ]
     chosen = [member for member in found if not class_name or member.__name__ == class_name]
     if not chosen:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,6 +45,9 @@ class MotionHead(FlowDiT):
     def restored(self, chunks: Tensor) -> Tensor:
         """Chunks in SI units."""
         return chunks * self.scale + self.offset
+
+    @abstractmethod
+    def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor: ...
 
     def chunk_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Loss of chunks ``(B, H, A)`` under a condition, see `policies.motion.Motion.matching_loss`."""

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from envs.collect import CollectConfig
 from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
+from kinoflow.commands import train as train_command
 from policies.flowdit import Config
+from policies.head import find_head
 from policies.policy import Policy
 from policies.spec import ActionSpec, ContractError, Feature, Spec
 from policies.train import Recipe, Trainer
@@ -44,6 +47,24 @@ def train(out: Path, episodes: EpisodeFile, resume: bool = False, **changes: obj
     trainer = Trainer("flowdit", recipe(out, **changes), episodes, resume)
     trainer.run(None, lambda done, total, text: None)
     return trainer
+
+
+@pytest.mark.parametrize(
+    ("head", "env", "who"),
+    [
+        ("intent", "kinoflow/Driving-v0", "varied"),
+        ("intent", "kinoflow/Nav-v0", "expert"),
+        ("goalflow", "kinoflow/Driving-v0", "expert"),
+    ],
+)
+def test_a_head_is_trained_on_the_demonstrator_it_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, env: str, who: str
+) -> None:
+    asked: list[CollectConfig] = []
+    monkeypatch.setattr(train_command, "collect", lambda config, progress: asked.append(config))
+    kind = find_head(head)
+    train_command.recorded(recipe(tmp_path / "run", config=kind.Config(), horizon=8), kind, env, None, 3)
+    assert [(config.env, config.demonstrator, config.episodes) for config in asked] == [(env, who, 3)]
 
 
 class Interrupted(Exception):

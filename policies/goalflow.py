@@ -31,7 +31,6 @@ ASIDE = 0.25  # spacings beside a goal, within which others mean the same way
 SHADOW = 1e4  # score that decides for the chunk without a goal, or against it
 SCORES = 0.1  # weight of what the goal scorer is trained on, beside the flow
 SOFT = 0.3  # m of room over which a chunk becomes admissible
-BLUR = 0.15  # spacings, of the goals that chunks are trained to reach: no scorer knows them better
 DRAWN = 4096  # constant commands that the vocabulary picks from
 
 
@@ -227,19 +226,17 @@ class GoalFlow(MotionHead):
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         tokens = self.scene(self.digest(observation))
         end = self.motion.poses(self.restored(actions))[:, -1]
-        blur = BLUR * self.spacing * torch.randn(end.shape, generator=generator)
-        blur = blur / torch.stack([torch.ones_like(self.reach), torch.ones_like(self.reach), LEVER * self.reach])
-        wanted = self._embedded(end + blur)
+        away = (self._flat(end)[:, None] - self._flat(self.goals)).square().sum(-1) / self.spacing**2
+        wanted = self._embedded(self.goals[away.argmin(-1)])
         dropped = torch.rand(len(actions), 1, generator=generator) < self.config.drop
         context = self._context(tokens, torch.where(dropped, self.nowhere, wanted))
         loss = self.chunk_loss(context, actions, generator)
-        return loss if self.config.drop >= 1 else loss + SCORES * self._score_loss(tokens, observation, end)
+        return loss if self.config.drop >= 1 else loss + SCORES * self._score_loss(tokens, observation, away)
 
-    def _score_loss(self, tokens: Tensor, observation: Mapping[str, Tensor], end: Tensor) -> Tensor:
-        """Of the goal scorer, where experts end in poses ``(B, 3)``."""
-        away = (self._flat(end)[:, None] - self._flat(self.goals)).square().sum(-1) / self.spacing**2
+    def _score_loss(self, tokens: Tensor, observation: Mapping[str, Tensor], away: Tensor) -> Tensor:
+        """Of the goal scorer, where experts end so far from each goal, squared and in spacings ``(B, K)``."""
         likely, admissible = self._scores(tokens)
-        free = self.ground.margin(observation, self.goals.expand(len(end), -1, -1)) > 0
+        free = self.ground.margin(observation, self.goals.expand(len(away), -1, -1)) > 0
         loss = -(away.neg().softmax(-1) * likely.log_softmax(-1)).sum(-1).mean()
         return loss + functional.binary_cross_entropy_with_logits(admissible, free.to(admissible.dtype))
 

@@ -53,7 +53,7 @@ class Forks:
     Args:
         goalflow: Policy with goals.
         intent: Policy with intents.
-        scenes: Forks from the first seed on.
+        scenes: Forks to look at from the first seed on; those count whose ways part within a plan.
         seed: First seed.
         out: File for the result.
     """
@@ -80,7 +80,7 @@ class Streaming:
     intent: str
     scenes: int = 100
     seed: int = 0
-    stays: tuple[float, ...] = (0.0, 2.0)
+    stays: tuple[float, ...] = (0.0, 2.0, 4.0)
     out: Path = RESULTS / "driving_streaming.json"
 
 
@@ -98,9 +98,9 @@ class Weights:
     """
 
     intent: str
-    weights: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+    weights: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
     steps: tuple[int, ...] = (1, 2, 5)
-    scenes: int = 60
+    scenes: int = 40
     seed: int = 0
     out: Path = RESULTS / "driving_weights.json"
 
@@ -162,19 +162,27 @@ def expert_drives(here: Case, horizon: int) -> tuple[Array, Array]:
     return np.array(chunks, np.float32), np.array(ends, np.float32)
 
 
-def parted(here: Case, horizon_s: float) -> bool:
-    """Whether the ways have parted where a car at its speed is at the end of a plan."""
-    begin = int(np.linalg.norm(here.env.scene.routes[0] - here.env.pose[:2], axis=-1).argmin())
-    end = begin + round(horizon_s * here.env.scene.speed)
-    one, other = (route[min(end, len(route) - 1)] for route in here.env.scene.routes)
+def parting(seeds: Sequence[int], horizon_s: float) -> list[int]:
+    """Seeds of forks whose ways have parted where a car at its speed is at the end of a plan."""
+    env, found = DrivingEnv("fork"), []
+    for seed in seeds:
+        env.reset(seed=seed)
+        found += [seed] if parted(env, horizon_s) else []
+    return found
+
+
+def parted(env: DrivingEnv, horizon_s: float) -> bool:
+    """Whether the ways of a fork have parted where a car at its speed is at the end of a plan."""
+    begin = int(np.linalg.norm(env.scene.routes[0] - env.pose[:2], axis=-1).argmin())
+    end = begin + round(horizon_s * env.scene.speed)
+    one, other = (route[min(end, len(route) - 1)] for route in env.scene.routes)
     return bool(np.linalg.norm(one - other) > 2 * ON_ROUTE)
 
 
 def forks(options: Forks) -> dict[str, Any]:
     """Rates over forks that lie within the horizon of a plan."""
     with progress_bar("forks") as progress:
-        scenes = cases(range(options.seed, options.seed + options.scenes), progress, "fork")
-    scenes = [here for here in scenes if parted(here, 4.0)]
+        scenes = cases(parting(range(options.seed, options.seed + options.scenes), 4.0), progress, "fork")
     report: dict[str, Any] = {"forks": len(scenes)}
     for steps in (1, 2, 5):
         report[f"goalflow_{steps}"] = _goal_rates(load_trained(f"{options.goalflow}@{steps}"), scenes)
@@ -248,12 +256,13 @@ def streaming(options: Streaming) -> dict[str, Any]:
     policies = {stay: load_trained(f"{options.intent}@stay={stay}") for stay in options.stays}
     flips: dict[float, list[float]] = {stay: [] for stay in options.stays}
     delays: dict[float, list[float]] = {stay: [] for stay in options.stays}
-    real = 0
+    real = true_flips = 0
     with progress_bar("drives") as progress:
         for seed in range(options.seed, options.seed + options.scenes):
             seen, truth = drive(seed, next(iter(policies.values())))
             changes = lasting(truth)
             real += len(changes)
+            true_flips += int((np.diff(truth) != 0).sum())
             for stay, policy in policies.items():
                 told = read(policy, seen, seed)
                 flips[stay].append(float((np.diff(told) != 0).sum()))
@@ -263,6 +272,7 @@ def streaming(options: Streaming) -> dict[str, Any]:
     return {
         "drives": options.scenes,
         "real_changes": real,
+        "expert_flips_per_minute": round(true_flips / minutes, 1),
         "stay": {
             str(stay): {
                 "flips_per_minute": round(sum(flips[stay]) / minutes, 1),

@@ -54,8 +54,8 @@ class Config(flowdit.Config):
     """
 
     intent: str = ""
-    refuse: float = 0.01
-    guidance: float = 1.25
+    refuse: float = 0.001
+    guidance: float = 1.35
     guide: Literal["full", "residual"] = "full"
     guided: float = 1.0
     stay: float = 2.0

@@ -48,4 +48,8 @@ def provenance_of(policy: str) -> dict[str, Any]:
     if os.path.isfile(policy):
         return Bundle.load(Path(policy)).manifest.provenance
     note = Path(policy) / "run.json"
-    return json_format.loads(note.read_text()) if os.path.exists(note) else {"policy": policy}
+    if os.path.exists(note):
+        known: dict[str, Any] = json_format.loads(note.read_text())
+        return known
+    run, _, _ = policy.rpartition("@")  # what follows are settings
+    return {**(provenance_of(run) if run else {}), "policy": policy}

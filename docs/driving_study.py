@@ -32,7 +32,7 @@ from policies.goalflow import GoalFlow
 from policies.head import COMMITTED, HELD
 from policies.intent import StreamingIntent
 from policies.load import load_trained
-from policies.maneuver import Maneuvers
+from policies.maneuver import INTENTS, Maneuvers
 from policies.policy import Policy
 from policies.spec import Array
 
@@ -78,7 +78,7 @@ class Streaming:
     """
 
     intent: str
-    scenes: int = 100
+    scenes: int = 60
     seed: int = 0
     stays: tuple[float, ...] = (0.0, 2.0, 4.0)
     out: Path = RESULTS / "driving_streaming.json"
@@ -98,8 +98,8 @@ class Weights:
     """
 
     intent: str
-    weights: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
-    steps: tuple[int, ...] = (1, 2, 5)
+    weights: tuple[float, ...] = (1.0, 1.25, 1.35, 1.5, 2.0)
+    steps: tuple[int, ...] = (1, 2)
     scenes: int = 40
     seed: int = 0
     out: Path = RESULTS / "driving_weights.json"
@@ -187,9 +187,7 @@ def forks(options: Forks) -> dict[str, Any]:
     for steps in (1, 2, 5):
         report[f"goalflow_{steps}"] = _goal_rates(load_trained(f"{options.goalflow}@{steps}"), scenes)
     for steps in (1, 2, 5):
-        paths = [f"{options.intent}@{steps}@intent={side}" for side in ("left", "right")]
-        sides = [(load_trained(path), load_trained(f"{path}@guidance=0")) for path in paths]
-        report[f"intent_{steps}"] = _intent_rates(sides, scenes)
+        report[f"intent_{steps}"] = _intent_rates(f"{options.intent}@{steps}", scenes)
     return report
 
 
@@ -223,23 +221,30 @@ def _goal_rates(policy: Policy, scenes: Sequence[Case]) -> dict[str, Any]:
     return _rates(chosen) | _rates(conditioned)
 
 
-def _intent_rates(sides: Sequence[tuple[Policy, Policy]], scenes: Sequence[Case]) -> dict[str, Any]:
-    rows = []
+def _intent_rates(path: str, scenes: Sequence[Case]) -> dict[str, Any]:
+    """What comes of commanding what an expert does on each way, where these intents are not the same."""
+    free, rows = Plans(load_trained(f"{path}@guidance=0")), []
+    following = {intent: Plans(load_trained(f"{path}@intent={intent}")) for intent in INTENTS}
     for here in scenes:
-        for side, (policy, without) in enumerate(sides):
-            plans, free = Plans(policy), Plans(without)
+        experts, _ = expert_drives(here, free.policy.spec.horizon)
+        labels = free.maneuvers.labels(torch.from_numpy(experts)).tolist()
+        if labels[0] == labels[1]:
+            continue
+        alone = free.act(here)[None]
+        for way, label in enumerate(labels):
+            plans = following[INTENTS[label]]
             chunk = plans.act(here)[None]
-            score, way = valid(plans.score(here, chunk))[0], ways_taken(plans, here, chunk)[0]
-            alone = free.act(here)[None]
+            done = int(plans.maneuvers.labels(torch.from_numpy(chunk))[0])
             rows.append(
                 {
-                    "valid": bool(score),
-                    "on_the_commanded_way": bool(way == side),
+                    "faithful": done == label,
+                    "valid": bool(valid(plans.score(here, chunk))[0]),
+                    "on_the_commanded_way": bool(ways_taken(plans, here, chunk)[0] == way),
                     "without_intent_valid": bool(valid(free.score(here, alone))[0]),
                     "without_intent_on_a_way": bool(ways_taken(free, here, alone)[0] >= 0),
                 }
             )
-    return _rates(rows)
+    return _rates(rows) | {"pairs": len(rows)}
 
 
 def _chosen(plans: Plans, here: Case) -> tuple[bool, bool]:

@@ -103,7 +103,7 @@ def test_an_intent_is_a_setting_of_a_saved_policy(tmp_path: Path) -> None:
     assert changed.head.config.intent == "turn-left stop"
     with pytest.raises(ContractError, match="no setting 'speed'"):
         load_trained(f"{tmp_path}@speed=2")
-    with pytest.raises(ContractError, match=r"guidance is 1\.25, it cannot be 'high'"):
+    with pytest.raises(ContractError, match=r"guidance is [0-9.]+, it cannot be 'high'"):
         load_trained(f"{tmp_path}@guidance=high")
     with pytest.raises(ContractError, match="trained with width 32"):
         load_trained(f"{tmp_path}@width=64")

@@ -76,7 +76,7 @@ def feasibility(here: Case, intent: str) -> str:
 
 
 def weights() -> None:
-    """Faithfulness and validity by the weight of guidance, for each number of steps."""
+    """Faithfulness and validity by the weight of guidance of a single chunk, and of the best of several."""
     found = json.loads((RESULTS / "driving_weights.json").read_text())
     rates = {"faithful": ":", "valid": "--", "faithful_and_valid": "-"}
     steps = sorted({int(name.split("_")[1]) for name in found if name.startswith("steps")})
@@ -88,6 +88,8 @@ def weights() -> None:
             axis.plot([*rows], [row[rate]["mean"] for row in rows.values()], f"o{style}", label=rate.replace("_", " "))
         joint = [row["faithful_and_valid"] for row in rows.values()]
         axis.fill_between([*rows], [row["low"] for row in joint], [row["high"] for row in joint], alpha=0.2)
+        best = found[f"steps_{count}_candidates"]["faithful_and_valid"]["mean"]
+        axis.axhline(best, color="black", label="faithful and valid, best of candidates")
         axis.set(title=f"{count} step{'s' * (count > 1)}", xlabel="weight of guidance", ylim=(0, 1.02))
     axes[0].legend(fontsize=8)
     save(figure, HERE / "driving_weights.png")

@@ -9,6 +9,7 @@ Each writes JSON into docs/results. Choices were made on seeds from 500,000, rep
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +87,7 @@ class Streaming:
 
 @dataclass(frozen=True)
 class Weights:
-    """Faithfulness and validity by weight of guidance.
+    """Faithfulness and validity by weight of guidance of a single chunk, and as the policy chooses among several.
 
     Args:
         intent: Policy with intents.
@@ -100,7 +101,7 @@ class Weights:
     intent: str
     weights: tuple[float, ...] = (1.0, 1.25, 1.35, 1.5, 2.0)
     steps: tuple[int, ...] = (1, 2)
-    scenes: int = 40
+    scenes: int = 60
     seed: int = 0
     out: Path = RESULTS / "driving_weights.json"
 
@@ -353,20 +354,20 @@ def weights(options: Weights) -> dict[str, Any]:
     """Rates by weight, number of steps and schedule."""
     with progress_bar("scenes") as progress:
         scenes = cases(range(options.seed, options.seed + options.scenes), progress)
-    settings = [
-        (steps, weight, schedule)
-        for steps in options.steps
-        for weight in options.weights
-        for schedule in (("all", "first") if steps > 1 and weight > 1 else ("all",))
-    ]
+    settings = {f"steps_{steps}_candidates": f"@{steps}" for steps in options.steps}
+    for steps, weight in itertools.product(options.steps, options.weights):
+        single = f"@{steps}@candidates=1@guidance={weight}"
+        settings[f"steps_{steps}_weight_{weight}_all"] = single
+        if steps > 1 and weight > 1:
+            between = 0.5 / steps  # a time between the first step and the second
+            settings[f"steps_{steps}_weight_{weight}_first"] = f"{single}@guided={between}"
     report: dict[str, Any] = {"scenes": options.scenes}
+    kept = ("faithful", "valid", "faithful_and_valid", "valid_where_infeasible")
     with progress_bar("settings") as progress:
-        for done, (steps, weight, schedule) in enumerate(settings):
-            guided = 1.0 if schedule == "all" else 0.5 / steps  # a time between the first step and the second
-            path = f"{options.intent}@{steps}@guidance={weight}@guided={guided}"
+        for done, (name, setting) in enumerate(settings.items()):
+            path = options.intent + setting
             found = sweep(lambda intent, p=path: load_trained(f"{p}@intent={intent}"), SWEPT, scenes)  # type: ignore[misc]
-            kept = ("faithful", "valid", "faithful_and_valid", "valid_where_infeasible")
-            report[f"steps_{steps}_weight_{weight}_{schedule}"] = {rate: found[rate] for rate in kept}
+            report[name] = {rate: found[rate] for rate in kept}
             progress(done + 1, len(settings))
     return report
 

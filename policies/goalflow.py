@@ -30,7 +30,6 @@ TAKEN = 1e3  # less score for goals that are out of the question
 ASIDE = 0.25  # spacings beside a goal, within which others mean the same way
 SHADOW = 1e4  # score that decides for the chunk without a goal, or against it
 SCORES = 0.1  # weight of what the goal scorer is trained on, beside the flow
-SOFT = 0.3  # m of room over which a chunk becomes admissible
 DRAWN = 4096  # constant commands that the vocabulary picks from
 
 
@@ -215,10 +214,10 @@ class GoalFlow(MotionHead):
         config = self.config
         poses = self.motion.poses(self.restored(chunks))
         missed = (self._flat(poses[:, :, -1]) - self._flat(context.goals)).norm(dim=-1) / self.spacing
-        room = self.ground.clearance(context.observation, poses, self.motion.dt)
+        admissible = self.admissible(context.observation, poses)
         length = poses[..., :2].diff(dim=2).norm(dim=-1).sum(-1) / self.reach
         jerky = chunks.diff(dim=2).square().mean((2, 3))
-        score = context.score - config.reached * missed + config.admissible * functional.logsigmoid(room / SOFT)
+        score = context.score - config.reached * missed + config.admissible * admissible
         score = score + config.progress * length - config.comfort * jerky
         shadow = torch.where(context.admissible, -SHADOW, SHADOW)
         return torch.cat([score[:, :-1], shadow[:, None]], 1)

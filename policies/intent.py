@@ -1,5 +1,8 @@
 """Streaming intent: a scene is read in four steps, the last one an intent, which guides a flow in two steps.
 
+No weight of guidance suits every scene: a weak one is not obeyed, a strong one leaves the road. Several are tried, and
+of those that do what is intended by rule the one with the most room is taken.
+
 After arXiv 2605.12622, which has no public code: its published parts are the chain perceive, predict, judge, plan, an
 index of 20 intents, classifier-free guidance by the intent, two denoising steps, and a memory of the previous
 commitment. That memory is the chunk that is being executed: what it does by rule counts as evidence for doing so again.
@@ -43,27 +46,32 @@ class Config(flowdit.Config):
     Args:
         intent: To follow instead of the own one, see `policies.maneuver.allowed`; empty for the own one.
         refuse: Least probability of what is commanded; below, the own intent is followed.
-        guidance: Weight of the intent; 1 is none and 0 ignores it. Above 1.5 few steps break plans.
+        candidates: Chunks per plan, guided by equal shares of ``guidance`` up to the whole.
+        guidance: Weight of the intent; 1 is none and 0 ignores it. Where there is one candidate, few steps break plans
+            above 1.5.
         guide: ``"full"`` compares with the field without intent; ``"residual"`` with the chunk being executed, which
-            costs nothing; both only where ``guidance`` is not 1.
+            costs nothing.
         guided: Time up to which guidance acts: 0.5 is the first of two steps.
         stay: Log-odds by which another intent has to be likelier before the commitment is given up, half for each
             of its two parts; 0 has no memory.
         drop: Share of training samples without an intent.
         sigma: Standard deviation of the start noise.
+        faithful: What it is worth that a candidate does what is intended, beside the log of its admissibility.
     """
 
     intent: str = ""
     refuse: float = 0.001
-    guidance: float = 1.35
+    candidates: int = 16
+    guidance: float = 3.0
     guide: Literal["full", "residual"] = "full"
     guided: float = 1.0
     stay: float = 2.0
     drop: float = 0.15
     sigma: float = 0.1
+    faithful: float = 4.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "sigma")
+        require_positive(self, "candidates", "sigma")
         require_finite(self)
         if self.guide not in ("full", "residual"):
             raise ContractError(f"guide is '{self.guide}'; choose full or residual")
@@ -79,6 +87,8 @@ class Commitment(NamedTuple):
         reading: ``(B, 4)`` what each of `STEPS` said.
         committed: ``(B, H, A)`` the chunk being executed, in normal units.
         held: ``(B,)`` whether there is one.
+        weight: ``(B,)`` of guidance.
+        observation: What was observed.
     """
 
     chosen: Context
@@ -86,6 +96,8 @@ class Commitment(NamedTuple):
     reading: Tensor
     committed: Tensor
     held: Tensor
+    weight: Tensor
+    observation: Mapping[str, Tensor]
 
 
 class StreamingIntent(MotionHead):
@@ -106,6 +118,11 @@ class StreamingIntent(MotionHead):
         self.words = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(w))) for w in STEPS.values())
         self.intents = nn.Embedding(len(INTENTS) + 1, width)  # the last one stands for none
 
+    @property
+    def candidates(self) -> int:  # type: ignore[override]
+        """Chunks per plan."""
+        return self.config.candidates
+
     def encode(self, observation: Mapping[str, Tensor]) -> Commitment:
         tokens = self.scene({name: value for name, value in observation.items() if name not in (COMMITTED, HELD)})
         shape = len(tokens), self.spec.horizon, self.spec.action.dim
@@ -114,7 +131,29 @@ class StreamingIntent(MotionHead):
         evidence = self._evidence(committed, held)
         reading, _ = self.read(tokens, decide=lambda logits: self._decided(logits + evidence))
         none = torch.full_like(reading[:, -1], len(INTENTS))
-        return Commitment(self._context(tokens, reading[:, -1]), self._context(tokens, none), reading, committed, held)
+        chosen, free = self._context(tokens, reading[:, -1]), self._context(tokens, none)
+        weight = self.config.guidance * tokens.new_ones(len(tokens))
+        return Commitment(chosen, free, reading, committed, held, weight, observation)
+
+    def propose(self, context: Commitment) -> Any:
+        count = self.candidates
+        shares = torch.arange(1, count + 1, device=context.weight.device) / count
+        return context._replace(
+            chosen=_repeated(context.chosen, count),
+            free=_repeated(context.free, count),
+            committed=context.committed.repeat_interleave(count, 0),
+            held=context.held.repeat_interleave(count, 0),
+            weight=(context.weight[:, None] * shares).flatten(),
+        )
+
+    def choose(self, chunks: Tensor, context: Commitment) -> Tensor:
+        return self.rating(chunks, context).argmax(-1)
+
+    def rating(self, chunks: Tensor, context: Commitment) -> Tensor:
+        """How good chunks ``(B, candidates, H, A)`` are: whether they do what is intended, and their room."""
+        restored = self.restored(chunks)
+        faithful = self.maneuvers.labels(restored) == context.reading[:, -1:]
+        return self.config.faithful * faithful + self.admissible(context.observation, self.motion.poses(restored))
 
     def _evidence(self, committed: Tensor, held: Tensor) -> Tensor:
         """Log-odds ``(B, 20)`` of each intent from what is being done."""
@@ -190,9 +229,9 @@ class StreamingIntent(MotionHead):
     def estimate(self, x: Tensor, t: Tensor, context: Commitment) -> Estimate:
         config = self.config
         field = from_velocity(lambda x, t: self.dit(x, t, context.chosen))
-        if config.guidance == 1:
+        if config.guidance == 1 and config.candidates == 1:
             return field(x, t)
-        weight = torch.where(t < config.guided, config.guidance, 1.0)
+        weight = torch.where(t < config.guided, context.weight, 1.0)
         if config.guide == "residual":
             weight = torch.where(context.held > 0, weight, 1.0)
             return residual_cfg(field, context.committed, weight[:, None, None])(x, t)
@@ -207,3 +246,9 @@ class StreamingIntent(MotionHead):
         dropped = torch.rand(len(actions), generator=generator) < self.config.drop
         context = self._context(tokens, torch.where(dropped, len(INTENTS), facts[:, -1]))
         return self.chunk_loss(context, actions, generator) + READING * reading
+
+
+def _repeated(context: Context, count: int) -> Context:
+    """What `count` chunks per row share with each other, those of a row behind one another."""
+    keys, values = (tensor.repeat_interleave(count, 1) for tensor in (context.keys, context.values))
+    return Context(keys, values, context.modulation.repeat_interleave(count, 0))

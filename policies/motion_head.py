@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from policies.flow import from_velocity, uniform_times
 from policies.flowdit import FlowDiT
@@ -16,6 +17,8 @@ from policies.motion import Motion, require_horizon
 from policies.nets.dit import Context
 from policies.norm import ACTION, Normaliser
 from policies.spec import Spec
+
+SOFT = 0.3  # m of room over which a chunk becomes admissible
 
 
 class MotionHead(FlowDiT):
@@ -45,6 +48,10 @@ class MotionHead(FlowDiT):
     def restored(self, chunks: Tensor) -> Tensor:
         """Chunks in SI units."""
         return chunks * self.scale + self.offset
+
+    def admissible(self, observation: Mapping[str, Tensor], poses: Tensor) -> Tensor:
+        """Log of how admissible paths ``(B, N, H, 3)`` are by the room along them, ``(B, N)``."""
+        return functional.logsigmoid(self.ground.clearance(observation, poses, self.motion.dt) / SOFT)
 
     @abstractmethod
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor: ...

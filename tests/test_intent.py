@@ -1,10 +1,14 @@
 """Streaming intent: what it reads, what it remembers, how it obeys."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from policies.bundle import Bundle
+from policies.export import export
 from policies.head import COMMITTED, HELD
 from policies.intent import STEPS, Config, StreamingIntent
 from policies.maneuver import INTENTS, Maneuvers, allowed
@@ -97,6 +101,44 @@ def test_residual_guidance_moves_away_from_the_chunk_being_executed() -> None:
     made = head()
     moved, plain = field(made, 1.5, guide="residual"), field(made, 1.0)
     torch.testing.assert_close(moved, plain + 0.5 * (plain - 0.3), atol=1e-5, rtol=1e-4)
+
+
+def test_candidates_are_guided_by_equal_shares_of_the_weight() -> None:
+    made = head(candidates=4, guidance=2.0)
+    context = made.propose(made.encode(observation(2)))
+    assert context.weight.tolist() == [0.5, 1.0, 1.5, 2.0] * 2
+    x, t = torch.zeros(8, 16, 3), torch.zeros(8)
+    together = made.estimate(x, t, context).data
+    for index, weight in enumerate((0.5, 1.0, 1.5, 2.0)):
+        alone = head(candidates=1, guidance=weight)
+        expected = alone.estimate(x[:2], t[:2], alone.propose(alone.encode(observation(2)))).data
+        torch.testing.assert_close(together[index::4], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_of_several_chunks_one_that_does_what_is_intended_and_has_room_is_taken() -> None:
+    made = head(candidates=3, intent="turn-left hold", refuse=0.0)
+    context = made.encode(observation())
+    assert INTENTS[int(context.reading[0, -1])] == "turn-left hold"
+    left, right, far = (
+        torch.tensor(speeds).expand(1, 16, 3) for speeds in ((0.3, 0, 0.4), (0.3, 0, -0.4), (3.0, 0, 0.4))
+    )
+    said = made.maneuvers.labels(torch.cat([left, right, far])).tolist()
+    assert [INTENTS[label] for label in said] == ["turn-left hold", "turn-right hold", "turn-left hold"]
+    rating = made.rating(torch.stack([far, right, left], 1), context)[0]
+    assert rating[0] < rating[2]  # into what the scan sees
+    assert rating[1] < rating[2]
+    assert made.choose(torch.stack([far, right, left], 1), context).tolist() == [2]
+
+
+def test_the_chosen_chunk_leaves_the_bundle_as_it_leaves_torch(tmp_path: Path) -> None:
+    policy = Policy(head(), Normaliser.identity(SPEC), steps=2).eval()
+    export(policy, tmp_path / "intent.kfb", provenance={})
+    bundle = Bundle.load(tmp_path / "intent.kfb")
+    seen = {name: value[0].numpy() for name, value in observation().items()}
+    noise = torch.randn(16, 3, generator=torch.Generator().manual_seed(1)).numpy()
+    held = np.r_[np.ones(2, np.float32), np.zeros(14, np.float32)]
+    inputs = seen, noise, chunk("turn-left hold")[0].numpy(), held
+    assert abs(bundle.act(*inputs) - policy.act(*inputs)).max() < 1e-4
 
 
 def test_a_policy_hands_the_chunk_being_executed_to_the_head() -> None:

@@ -45,6 +45,7 @@ SWEPT = (
 NOISE = {"car": 0.2, "paths": 0.2, "others": 0.3, "raster": 8.0}  # standard deviations, SI or grey levels
 SECONDS = 6.0  # of a drive that intents are read along
 SETTLED = 5  # steps of 0.2 s that a real change lasts at least
+FIRM = 3  # steps in a row after which an intent that is told is no flicker
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Streaming:
     intent: str
     scenes: int = 60
     seed: int = 0
-    stays: tuple[float, ...] = (0.0, 2.0, 4.0)
+    stays: tuple[float, ...] = (0.0, 2.0, 4.0, 6.0)
     out: Path = RESULTS / "driving_streaming.json"
 
 
@@ -137,6 +138,14 @@ def candidates(policy: Policy, here: Case, goals: Array | None = None) -> Candid
         data = solve(straight(lambda x, t: head.estimate(x, t, context)), start, policy.grid)
         rating = head.rating(data[None], encoded)[0]
         return Candidates(head.restored(data).numpy(), encoded.goals[0].numpy(), rating.numpy())
+
+
+def nearest(policy: Policy, goals: Array) -> Array:
+    """The goals of the vocabulary next to some ``(N, 3)``."""
+    head = policy.head
+    assert isinstance(head, GoalFlow)
+    apart = torch.cdist(head._flat(torch.from_numpy(goals)), head._flat(head.goals))
+    return np.asarray(head.goals[apart.argmin(-1)])
 
 
 def ways_taken(plans: Plans, here: Case, chunks: Array) -> Array:
@@ -210,12 +219,16 @@ def _goal_rates(policy: Policy, scenes: Sequence[Case]) -> dict[str, Any]:
         expert, goals = expert_drives(here, policy.spec.horizon)
         chunks = candidates(policy, here, goals).chunks[: len(goals)]
         fine, way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
+        chunks = candidates(policy, here, nearest(policy, goals)).chunks[: len(goals)]
+        near_fine, near_way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
         best = valid(plans.score(here, expert))
         conditioned += [
             {
                 "expert_valid": bool(best[side]),
                 "with_goal_valid": bool(fine[side]),
                 "with_goal_on_its_way": bool(way[side] == side),
+                "with_nearest_goal_valid": bool(near_fine[side]),
+                "with_nearest_goal_on_its_way": bool(near_way[side] == side),
             }
             for side in range(len(goals))
         ]
@@ -261,7 +274,7 @@ def streaming(options: Streaming) -> dict[str, Any]:
     """Flips per minute and reaction times along drives of the expert, read with sensor noise."""
     policies = {stay: load_trained(f"{options.intent}@stay={stay}") for stay in options.stays}
     flips: dict[float, list[float]] = {stay: [] for stay in options.stays}
-    delays: dict[float, list[float]] = {stay: [] for stay in options.stays}
+    delays: dict[float, list[list[int]]] = {stay: [] for stay in options.stays}
     real = true_flips = 0
     with progress_bar("drives") as progress:
         for seed in range(options.seed, options.seed + options.scenes):
@@ -272,9 +285,10 @@ def streaming(options: Streaming) -> dict[str, Any]:
             for stay, policy in policies.items():
                 told = read(policy, seen, seed)
                 flips[stay].append(float((np.diff(told) != 0).sum()))
-                delays[stay] += [policy.spec.dt * reaction(told, truth, change) for change in changes]
+                delays[stay] += [[reaction(told, truth, change, steps) for steps in (1, FIRM)] for change in changes]
             progress(seed - options.seed + 1, options.scenes)
-    minutes = options.scenes * SECONDS / 60
+    minutes, dt = options.scenes * SECONDS / 60, DrivingEnv.contract.dt
+    reactions = {stay: dt * np.mean(found, axis=0) for stay, found in delays.items()}
     return {
         "drives": options.scenes,
         "real_changes": real,
@@ -282,8 +296,8 @@ def streaming(options: Streaming) -> dict[str, Any]:
         "stay": {
             str(stay): {
                 "flips_per_minute": round(sum(flips[stay]) / minutes, 1),
-                "median_reaction_s": float(np.median(delays[stay])),
-                "mean_reaction_s": round(float(np.mean(delays[stay])), 2),
+                "mean_reaction_s": round(float(reactions[stay][0]), 2),
+                "mean_firm_reaction_s": round(float(reactions[stay][1]), 2),
             }
             for stay in options.stays
         },
@@ -316,10 +330,10 @@ def lasting(truth: Array) -> list[int]:
     ]
 
 
-def reaction(told: Array, truth: Array, change: int) -> int:
-    """Steps until the new intent is told, at most until the end; none if it was foreseen."""
-    after = np.flatnonzero(told[change:] == truth[change])
-    return int(after[0] if len(after) else len(told) - change)
+def reaction(told: Array, truth: Array, change: int, steps: int) -> int:
+    """Steps until the new intent is told, for so many steps in a row, at most until the end; none if foreseen."""
+    runs = np.lib.stride_tricks.sliding_window_view(told[change:] == truth[change], steps).all(-1)
+    return int(runs.argmax() if runs.any() else len(told) - change)
 
 
 def read(policy: Policy, seen: Sequence[Mapping[str, Array]], seed: int) -> Array:

@@ -48,7 +48,7 @@ class Config(flowdit.Config):
         admissible: Weight of admissibility, of goals and of chunks, beside the likelihood of the goal.
         reached: Weight of the distance in spacings between the end of a chunk and its goal.
         progress: Weight of the length of a chunk, in reaches.
-        comfort: Weight of the mean squared change from action to action, in normal units.
+        comfort: Weight of the mean squared change from the chunk being executed, in normal units.
     """
 
     goals: int = 128
@@ -108,11 +108,6 @@ class GoalFlow(MotionHead):
         self.register_buffer("reach", torch.ones(()))
         self.register_buffer("spacing", torch.ones(()))
         self._choose_goals(torch.zeros(0, spec.horizon, spec.action.dim))
-
-    @property
-    def candidates(self) -> int:  # type: ignore[override]
-        """Chunks per plan."""
-        return self.config.candidates
 
     def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
         super().prepare(normaliser, chunks)
@@ -216,9 +211,10 @@ class GoalFlow(MotionHead):
         missed = (self._flat(poses[:, :, -1]) - self._flat(context.goals)).norm(dim=-1) / self.spacing
         admissible = self.admissible(context.observation, poses)
         length = poses[..., :2].diff(dim=2).norm(dim=-1).sum(-1) / self.reach
-        jerky = chunks.diff(dim=2).square().mean((2, 3))
+        committed, held = self.executing(context.observation)
+        changed = held[:, None] * (chunks - committed[:, None]).square().mean((2, 3))
         score = context.score - config.reached * missed + config.admissible * admissible
-        score = score + config.progress * length - config.comfort * jerky
+        score = score + config.progress * length - config.comfort * changed
         shadow = torch.where(context.admissible, -SHADOW, SHADOW)
         return torch.cat([score[:, :-1], shadow[:, None]], 1)
 

@@ -23,7 +23,6 @@ from policies import flowdit
 from policies.checks import require_finite, require_positive
 from policies.flow import Estimate, cfg, from_velocity, residual_cfg
 from policies.ground import AHEAD
-from policies.head import COMMITTED, HELD
 from policies.maneuver import INTENTS, LENGTHWAYS, Maneuvers, allowed
 from policies.motion_head import MotionHead
 from policies.nets.dit import Context, CrossBlock
@@ -65,7 +64,7 @@ class Config(flowdit.Config):
     guidance: float = 3.0
     guide: Literal["full", "residual"] = "full"
     guided: float = 1.0
-    stay: float = 2.0
+    stay: float = 4.0
     drop: float = 0.15
     sigma: float = 0.1
     faithful: float = 4.0
@@ -106,7 +105,6 @@ class StreamingIntent(MotionHead):
     Config = Config
     demonstrator = "varied"
     usual: ClassVar[Mapping[str, Any]] = {"history": 1, "sample_steps": 2, "temperature": 1.0}
-    remembers = True
 
     def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
@@ -118,16 +116,8 @@ class StreamingIntent(MotionHead):
         self.words = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(w))) for w in STEPS.values())
         self.intents = nn.Embedding(len(INTENTS) + 1, width)  # the last one stands for none
 
-    @property
-    def candidates(self) -> int:  # type: ignore[override]
-        """Chunks per plan."""
-        return self.config.candidates
-
     def encode(self, observation: Mapping[str, Tensor]) -> Commitment:
-        tokens = self.scene({name: value for name, value in observation.items() if name not in (COMMITTED, HELD)})
-        shape = len(tokens), self.spec.horizon, self.spec.action.dim
-        committed = observation.get(COMMITTED, tokens.new_zeros(shape))
-        held = observation.get(HELD, tokens.new_zeros(len(tokens)))
+        tokens, (committed, held) = self.scene(observation), self.executing(observation)
         evidence = self._evidence(committed, held)
         reading, _ = self.read(tokens, decide=lambda logits: self._decided(logits + evidence))
         none = torch.full_like(reading[:, -1], len(INTENTS))

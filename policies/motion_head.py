@@ -13,6 +13,7 @@ from torch.nn import functional
 from policies.flow import from_velocity, uniform_times
 from policies.flowdit import FlowDiT
 from policies.ground import ground_of
+from policies.head import COMMITTED, HELD
 from policies.motion import Motion, require_horizon
 from policies.nets.dit import Context
 from policies.norm import ACTION, Normaliser
@@ -26,9 +27,10 @@ class MotionHead(FlowDiT):
 
     Args:
         spec: Contract; its actions are planar velocities.
-        config: Hyper-parameters, among them ``sigma``, the standard deviation of the start noise.
+        config: Hyper-parameters, among them ``sigma``, the standard deviation of the start noise, and ``candidates``.
     """
 
+    remembers = True
     offset: Tensor
     scale: Tensor
 
@@ -40,6 +42,11 @@ class MotionHead(FlowDiT):
         self.register_buffer("offset", torch.zeros(spec.action.dim))
         self.register_buffer("scale", torch.ones(spec.action.dim))
 
+    @property
+    def candidates(self) -> int:  # type: ignore[override]
+        """Chunks per plan."""
+        return self.config.candidates
+
     def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
         self.ground.prepare(normaliser)
         for buffer, value in zip((self.offset, self.scale), normaliser.statistics_of(ACTION), strict=True):
@@ -48,6 +55,12 @@ class MotionHead(FlowDiT):
     def restored(self, chunks: Tensor) -> Tensor:
         """Chunks in SI units."""
         return chunks * self.scale + self.offset
+
+    def executing(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The chunk ``(B, H, A)`` being executed, in normal units, and 1 where there is one, ``(B,)``."""
+        batch = max(len(values) for values in observation.values())
+        nothing = self.scale.new_zeros(batch, self.spec.horizon, self.spec.action.dim)
+        return observation.get(COMMITTED, nothing), observation.get(HELD, nothing[:, 0, 0])
 
     def admissible(self, observation: Mapping[str, Tensor], poses: Tensor) -> Tensor:
         """Log of how admissible paths ``(B, N, H, 3)`` are by the room along them, ``(B, N)``."""

@@ -10,6 +10,7 @@ from policies.bundle import Bundle
 from policies.composition import compose
 from policies.export import export
 from policies.goalflow import Config, GoalFlow, Goals
+from policies.head import COMMITTED, HELD
 from policies.norm import Normaliser
 from policies.policy import Policy
 from policies.spec import ActionSpec, ContractError, Feature, Spec
@@ -121,6 +122,17 @@ def test_the_rating_prefers_chunks_that_reach_their_goals_and_have_room() -> Non
     score = rated(made, chunks, **level)
     assert score[0] > score[1] > score[2] > score[3]
     assert score[-1] < -1e3  # the one without a goal is not needed
+
+
+def test_the_rating_prefers_what_changes_the_chunk_being_executed_least() -> None:
+    made, chunks = head(), torch.zeros(1, 6, 16, 3)
+    executing = {COMMITTED: 0.1 * torch.ones(1, 16, 3), HELD: torch.ones(1)}
+    before = rated(made, chunks)
+    assert not torch.equal(before, rated(made, chunks, observation=observation() | executing))
+    none = {**executing, HELD: torch.zeros(1)}
+    torch.testing.assert_close(before, rated(made, chunks, observation=observation() | none))
+    change = before - rated(made, chunks, observation=observation() | executing)
+    torch.testing.assert_close(change[:-1], torch.full((5,), SMALL.comfort * 0.01), atol=1e-5, rtol=1e-3)
 
 
 def test_without_an_admissible_goal_the_chunk_without_a_goal_is_taken() -> None:

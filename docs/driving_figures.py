@@ -71,8 +71,8 @@ def intents() -> None:
 
 
 def feasibility(here: Case, intent: str) -> str:
-    """Whether an intent can be followed in a scene."""
-    return "possible" if INTENTS.index(intent) in here.feasible else "impossible"
+    """Whether one of the reference drives of a scene follows an intent."""
+    return "known" if INTENTS.index(intent) in here.feasible else "no drive known"
 
 
 def weights() -> None:

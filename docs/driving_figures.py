@@ -85,9 +85,10 @@ def weights() -> None:
         names = [name for name in found if name.startswith(f"steps_{count}_") and name.endswith("_all")]
         rows = {float(name.split("_")[3]): found[name] for name in names}
         for rate, style in rates.items():
-            axis.plot([*rows], [row[rate]["mean"] for row in rows.values()], f"o{style}", label=rate.replace("_", " "))
-        joint = [row["faithful_and_valid"] for row in rows.values()]
-        axis.fill_between([*rows], [row["low"] for row in joint], [row["high"] for row in joint], alpha=0.2)
+            drawn = [row[rate] for row in rows.values()]
+            (line,) = axis.plot([*rows], [row["mean"] for row in drawn], f"o{style}", label=rate.replace("_", " "))
+        low, high = ([row[bound] for row in drawn] for bound in ("low", "high"))
+        axis.fill_between([*rows], low, high, color=line.get_color(), alpha=0.2)
         best = found[f"steps_{count}_candidates"]["faithful_and_valid"]["mean"]
         axis.axhline(best, color="black", label="faithful and valid, best of candidates")
         axis.set(title=f"{count} step{'s' * (count > 1)}", xlabel="weight of guidance", ylim=(0, 1.02))

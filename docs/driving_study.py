@@ -28,7 +28,6 @@ from kinoflow.console import progress_bar
 from kinoflow.driving_plans import ON_ROUTE, SAMPLES, Case, Plans, cases, sweep, valid
 from policies.chunk import Chunk
 from policies.files import replace_file
-from policies.flow import solve, straight
 from policies.goalflow import GoalFlow
 from policies.head import COMMITTED, HELD
 from policies.intent import StreamingIntent
@@ -127,17 +126,15 @@ def candidates(policy: Policy, here: Case, goals: Array | None = None) -> Candid
     assert isinstance(head, GoalFlow)
     observation = {f.name: torch.from_numpy(here.observation[f.name])[None] for f in spec.observations}
     with torch.inference_mode():
-        encoded = head.encode(policy.normaliser(observation))
+        encoded = head.encode(head.digest(policy.normaliser(observation)))
         if goals is not None:
             wanted = encoded.goals.clone()
             wanted[0, : len(goals)] = torch.from_numpy(goals)
             encoded = encoded._replace(goals=wanted)
-        context = head.propose(encoded)
         noise = torch.randn(1, *spec.noise_shape, generator=torch.Generator().manual_seed(0))
-        start = policy.start(noise).repeat(head.candidates, 1, 1)
-        data = solve(straight(lambda x, t: head.estimate(x, t, context)), start, policy.grid)
-        rating = head.rating(data[None], encoded)[0]
-        return Candidates(head.restored(data).numpy(), encoded.goals[0].numpy(), rating.numpy())
+        nothing = torch.zeros(1, spec.horizon, spec.action.dim)
+        chunks, rating = policy.candidates(encoded, noise, nothing, nothing[..., 0])
+        return Candidates(head.restored(chunks[0]).numpy(), encoded.goals[0].numpy(), rating[0].numpy())
 
 
 def nearest(policy: Policy, goals: Array) -> Array:

@@ -41,7 +41,7 @@ from policies.norm import ACTION
 from policies.policy import Policy
 from policies.spec import Array, Feature
 
-CASES = 8
+CASES, DRAWS = 8, 8
 TIMED_CALLS = 100
 
 
@@ -353,8 +353,29 @@ def _holds(horizon: int) -> list[Array]:
 
 
 def _case(plan: _Plan, rng: np.random.Generator, hold: Array) -> dict[str, Array]:
-    """Draw inputs that cover the normalised range, with torch's output."""
-    policy, shapes = plan.policy, graph_inputs(plan.policy.spec)
+    """Draw inputs that cover the normalised range, with torch's output.
+
+    Of a head that chooses among chunks the draw with the clearest choice is taken: near ties are decided by rounding.
+    """
+    draws = [_draw(plan.policy, rng, hold) for _ in range(DRAWS if plan.policy.head.candidates > 1 else 1)]
+    with torch.inference_mode():
+        tensors = max(draws, key=lambda drawn: _clearness(plan.policy, drawn))
+        tensors |= zip(graph_outputs(plan.policy.spec), plan(*tensors.values()), strict=True)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _clearness(policy: Policy, drawn: Mapping[str, Tensor]) -> float:
+    """By how much the best of the chunks of a plan is rated above the next one."""
+    *seen, noise, committed, hold = drawn.values()
+    names = [feature.name for feature in policy.spec.observations]
+    observation = policy.head.digest(policy.normaliser(dict(zip(names, seen, strict=True))))
+    rating = policy.candidates(policy.encode(observation, committed), noise, committed, hold).rating[0]
+    best = rating.topk(min(2, len(rating))).values
+    return float(best[0] - best[-1])
+
+
+def _draw(policy: Policy, rng: np.random.Generator, hold: Array) -> dict[str, Tensor]:
+    shapes = graph_inputs(policy.spec)
 
     def draw(feature: str, shape: tuple[int, ...]) -> Tensor:
         return policy.normaliser.restore(feature, torch.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32)))
@@ -367,10 +388,7 @@ def _case(plan: _Plan, rng: np.random.Generator, hold: Array) -> dict[str, Array
     tensors = {feature.name: sense(feature) for feature in policy.spec.observations}
     tensors["noise"] = torch.from_numpy(rng.standard_normal(shapes["noise"], np.float32))
     tensors["committed"] = draw(ACTION, shapes["committed"])
-    tensors["hold"] = torch.from_numpy(hold)[None]
-    with torch.inference_mode():
-        tensors |= zip(graph_outputs(policy.spec), plan(*tensors.values()), strict=True)
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    return tensors | {"hold": torch.from_numpy(hold)[None]}
 
 
 def _error(network: Runnable, case: Mapping[str, Array]) -> float:

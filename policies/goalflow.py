@@ -201,11 +201,8 @@ class GoalFlow(MotionHead):
             field = cfg(field, from_velocity(lambda x, t: self.dit(x, t, without)), self.config.guidance)
         return field(x, t)
 
-    def choose(self, chunks: Tensor, context: Goals) -> Tensor:
-        return self.rating(chunks, context).argmax(-1)
-
     def rating(self, chunks: Tensor, context: Goals) -> Tensor:
-        """How good chunks ``(B, candidates, H, A)`` are: goals, whether they are reached, room, length, comfort."""
+        """Goals, whether they are reached, room, length, comfort."""
         config = self.config
         poses = self.motion.poses(self.restored(chunks))
         missed = (self._flat(poses[:, :, -1]) - self._flat(context.goals)).norm(dim=-1) / self.spacing

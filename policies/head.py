@@ -43,7 +43,7 @@ class Head(nn.Module, ABC):
     demonstrator: ClassVar[str] = "expert"
     """Who shall be recorded to train it, where an environment knows that one, see `envs.collect.demonstrators`."""
     candidates: int = 1
-    """Chunks that are denoised beside each other, of which `choose` picks one."""
+    """Chunks that are denoised beside each other, of which the one that `rating` prefers is taken."""
     noise_scale: float = 1.0
     """Standard deviation of the noise that chunks start from."""
     remembers: ClassVar[bool] = False
@@ -88,9 +88,9 @@ class Head(nn.Module, ABC):
         """The context of `candidates` chunks per row, those of a row behind one another."""
         return context
 
-    def choose(self, chunks: Tensor, context: Any) -> Tensor:
-        """Which of the chunks ``(B, candidates, H, A)`` that follow from a context of `encode` is best, ``(B,)``."""
-        return chunks.new_zeros(len(chunks), dtype=torch.long)
+    def rating(self, chunks: Tensor, context: Any) -> Tensor:
+        """How good chunks ``(B, candidates, H, A)`` are that follow from a context of `encode`: ``(B, candidates)``."""
+        return chunks.new_zeros(chunks.shape[:2])
 
     def disagreement(self, context: Any) -> Tensor | None:
         """How far apart the parents of a composition were, ``(B,)``; None for a head that is on its own."""

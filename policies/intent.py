@@ -136,11 +136,8 @@ class StreamingIntent(MotionHead):
             weight=(context.weight[:, None] * shares).flatten(),
         )
 
-    def choose(self, chunks: Tensor, context: Commitment) -> Tensor:
-        return self.rating(chunks, context).argmax(-1)
-
     def rating(self, chunks: Tensor, context: Commitment) -> Tensor:
-        """How good chunks ``(B, candidates, H, A)`` are: whether they do what is intended, and their room."""
+        """Whether chunks do what is intended, and their room."""
         restored = self.restored(chunks)
         faithful = self.maneuvers.labels(restored) == context.reading[:, -1:]
         return self.config.faithful * faithful + self.admissible(context.observation, self.motion.poses(restored))

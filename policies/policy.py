@@ -40,6 +40,18 @@ class Plan(NamedTuple):
     arrival: Tensor
 
 
+class Candidates(NamedTuple):
+    """What a plan is chosen from.
+
+    Args:
+        chunks: ``(B, candidates, past + H, A)``, normal units.
+        rating: ``(B, candidates)`` of the head; the best one is taken.
+    """
+
+    chunks: Tensor
+    rating: Tensor
+
+
 class Policy(nn.Module):
     """Plans action chunks in SI units.
 
@@ -87,25 +99,31 @@ class Policy(nn.Module):
         self, observation: Mapping[str, Tensor], noise: Tensor, committed: Tensor, hold_weights: Tensor
     ) -> Plan:
         """`plan` from an observation in normal units that the head's `digest` returned."""
-        past, head, count = self.spec.past, self.head, self.head.candidates
+        encoded = self.encode(observation, committed)
+        chunks, rating = self.candidates(encoded, noise, committed, hold_weights)
+        if self.head.candidates > 1:
+            chunks = chunks.gather(1, rating.argmax(-1)[:, None, None, None].expand_as(chunks[:, :1]))
+        actions = self._actions(chunks[:, 0])
+        remarks = self.head.disagreement(encoded), self.head.arrival(encoded)
+        return Plan(actions, *(actions.new_zeros(len(actions)) if remark is None else remark for remark in remarks))
+
+    def encode(self, observation: Mapping[str, Tensor], committed: Tensor) -> Any:
+        """What the head makes of an observation in normal units that its `digest` returned, and of what is executed."""
         executing = (committed != 0).flatten(1).any(-1)  # where nothing is executed there are zeros
-        committed = self.normaliser.normalise(ACTION, committed)
-        memory = {COMMITTED: committed, HELD: executing.to(committed.dtype)} if head.remembers else {}
-        encoded = head.encode({**observation, **memory})
-        context = head.propose(encoded)
+        memory = {COMMITTED: self.normaliser.normalise(ACTION, committed), HELD: executing.to(committed.dtype)}
+        return self.head.encode({**observation, **memory} if self.head.remembers else observation)
+
+    def candidates(self, encoded: Any, noise: Tensor, committed: Tensor, hold_weights: Tensor) -> Candidates:
+        """The chunks that follow from `encode`; other arguments as for `plan`."""
+        past, head, count = self.spec.past, self.head, self.head.candidates
+        context, committed = head.propose(encoded), self.normaliser.normalise(ACTION, committed)
         if count > 1:
             noise, committed, hold_weights = (x.repeat_interleave(count, 0) for x in (noise, committed, hold_weights))
         committed, weights = pad(committed, (0, 0, past, 0)), pad(hold_weights, (past, 0))
         field = hold(lambda x, t: head.estimate(x, t, context), committed, weights)
         field = self._limited(field, committed, weights >= 1)
-        data = solve(straight(field), self.start(noise), self.grid)
-        if count > 1:
-            data = data.unflatten(0, (-1, count))
-            best = head.choose(data[:, :, past:], encoded)
-            data = data.gather(1, best[:, None, None, None].expand_as(data[:, :1]))[:, 0]
-        actions = self._actions(data)
-        remarks = head.disagreement(encoded), head.arrival(encoded)
-        return Plan(actions, *(actions.new_zeros(len(actions)) if remark is None else remark for remark in remarks))
+        chunks = solve(straight(field), self.start(noise), self.grid).unflatten(0, (-1, count))
+        return Candidates(chunks, head.rating(chunks[:, :, past:], encoded))
 
     def _limited(self, field: Field, committed: Tensor, held: Tensor) -> Field:
         """Keep the limits of the contract at every denoising step, where it limits accelerations."""

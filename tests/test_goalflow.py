@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from policies.bundle import Bundle
 from policies.composition import compose
-from policies.export import export
+from policies.export import DRAWS, _case, _clearness, _draw, _Plan, export
 from policies.goalflow import Config, GoalFlow, Goals
 from policies.head import COMMITTED, HELD
 from policies.norm import Normaliser
@@ -139,7 +140,7 @@ def test_without_an_admissible_goal_the_chunk_without_a_goal_is_taken() -> None:
     made = head()
     chunks = torch.rand(1, 6, 16, 3, generator=torch.Generator().manual_seed(0))
     context = made.encode(observation())._replace(admissible=torch.tensor([False]))
-    assert made.choose(chunks, context).tolist() == [5]
+    assert made.rating(chunks, context).argmax(-1).tolist() == [5]
 
 
 def test_a_single_candidate_plans_without_a_goal() -> None:
@@ -170,6 +171,18 @@ def test_the_chosen_chunk_leaves_the_bundle_as_it_leaves_torch(tmp_path: Path) -
     noise = torch.randn(16, 3, generator=generator).numpy()
     inputs = seen, noise, 0 * noise, 0 * noise[:, 0]
     assert abs(bundle.act(*inputs) - policy.act(*inputs)).max() < 1e-4
+
+
+def test_the_inputs_an_export_is_compared_on_leave_the_clearest_choice() -> None:
+    policy, hold = Policy(head(), Normaliser.identity(SPEC), steps=1).eval(), np.zeros(16, np.float32)
+    case = _case(_Plan(policy), np.random.default_rng(0), hold)
+    rng = np.random.default_rng(0)
+    with torch.inference_mode():
+        draws = [_draw(policy, rng, hold) for _ in range(DRAWS)]
+        clearness = [_clearness(policy, drawn) for drawn in draws]
+    best = draws[int(np.argmax(clearness))]
+    assert len(set(clearness)) == DRAWS and min(clearness) >= 0
+    np.testing.assert_array_equal(case["noise"], best["noise"])
 
 
 def test_a_composition_of_fields_is_refused_and_one_of_chunks_is_not() -> None:

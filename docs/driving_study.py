@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from envs.driving import DrivingEnv
-from envs.evaluate import wilson
+from envs.evaluate import paired_difference, wilson
 from envs.experts.driving import Expert
 from envs.metrics.tracker import sampled
 from kinoflow.console import progress_bar
@@ -74,14 +74,14 @@ class Streaming:
         intent: Policy with intents.
         scenes: Drives from the first seed on.
         seed: First seed.
-        stays: Log-odds of the commitment to compare; 0 has no memory.
+        stays: Log-odds of the commitment to compare with the first ones; 0 has no memory.
         out: File for the result.
     """
 
     intent: str
-    scenes: int = 60
+    scenes: int = 120
     seed: int = 0
-    stays: tuple[float, ...] = (0.0, 2.0, 4.0, 6.0)
+    stays: tuple[float, ...] = (0.0, 2.0, 4.5, 6.0)
     out: Path = RESULTS / "driving_streaming.json"
 
 
@@ -120,29 +120,19 @@ class Candidates(NamedTuple):
     rating: Array
 
 
-def candidates(policy: Policy, here: Case, goals: Array | None = None) -> Candidates:
-    """What a policy with goals chooses from at the begin of a scene, with given goals ``(N, 3)`` first."""
+def candidates(policy: Policy, here: Case, goal: Array | None = None) -> Candidates:
+    """What a policy with goals chooses from at the begin of a scene, toward a given goal ``(3,)`` or its own ones."""
     head, spec = policy.head, policy.spec
     assert isinstance(head, GoalFlow)
     observation = {f.name: torch.from_numpy(here.observation[f.name])[None] for f in spec.observations}
     with torch.inference_mode():
         encoded = head.encode(head.digest(policy.normaliser(observation)))
-        if goals is not None:
-            wanted = encoded.goals.clone()
-            wanted[0, : len(goals)] = torch.from_numpy(goals)
-            encoded = encoded._replace(goals=wanted)
+        if goal is not None:
+            encoded = head.toward(encoded, torch.from_numpy(goal)[None])
         noise = torch.randn(1, *spec.noise_shape, generator=torch.Generator().manual_seed(0))
         nothing = torch.zeros(1, spec.horizon, spec.action.dim)
         chunks, rating = policy.candidates(encoded, noise, nothing, nothing[..., 0])
         return Candidates(head.restored(chunks[0]).numpy(), encoded.goals[0].numpy(), rating[0].numpy())
-
-
-def nearest(policy: Policy, goals: Array) -> Array:
-    """The goals of the vocabulary next to some ``(N, 3)``."""
-    head = policy.head
-    assert isinstance(head, GoalFlow)
-    apart = torch.cdist(head._flat(torch.from_numpy(goals)), head._flat(head.goals))
-    return np.asarray(head.goals[apart.argmin(-1)])
 
 
 def ways_taken(plans: Plans, here: Case, chunks: Array) -> Array:
@@ -214,27 +204,26 @@ def _goal_rates(policy: Policy, scenes: Sequence[Case]) -> dict[str, Any]:
             }
         )
         expert, goals = expert_drives(here, policy.spec.horizon)
-        chunks = candidates(policy, here, goals).chunks[: len(goals)]
-        fine, way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
-        chunks = candidates(policy, here, nearest(policy, goals)).chunks[: len(goals)]
-        near_fine, near_way = valid(plans.score(here, chunks)), ways_taken(plans, here, chunks)
         best = valid(plans.score(here, expert))
-        conditioned += [
-            {
-                "expert_valid": bool(best[side]),
-                "with_goal_valid": bool(fine[side]),
-                "with_goal_on_its_way": bool(way[side] == side),
-                "with_nearest_goal_valid": bool(near_fine[side]),
-                "with_nearest_goal_on_its_way": bool(near_way[side] == side),
-            }
-            for side in range(len(goals))
-        ]
+        for side, goal in enumerate(goals):
+            found = candidates(policy, here, goal)
+            fine, way = valid(plans.score(here, found.chunks)), ways_taken(plans, here, found.chunks)
+            taken = int(found.rating.argmax())
+            conditioned.append(
+                {
+                    "expert_valid": bool(best[side]),
+                    "with_goal_valid": bool(fine[taken]),
+                    "with_goal_on_its_way": bool(way[taken] == side),
+                    "with_goal_one_chunk_valid": bool(fine[0]),
+                    "with_goal_one_chunk_on_its_way": bool(way[0] == side),
+                }
+            )
     return _rates(chosen) | _rates(conditioned)
 
 
 def _intent_rates(path: str, scenes: Sequence[Case]) -> dict[str, Any]:
     """What comes of commanding what an expert does on each way, where these intents are not the same."""
-    free, rows = Plans(load_trained(f"{path}@guidance=0")), []
+    free, rows = Plans(load_trained(f"{path}@guidance=0@candidates=1")), []
     following = {intent: Plans(load_trained(f"{path}@intent={intent}")) for intent in INTENTS}
     for here in scenes:
         experts, _ = expert_drives(here, free.policy.spec.horizon)
@@ -286,6 +275,7 @@ def streaming(options: Streaming) -> dict[str, Any]:
             progress(seed - options.seed + 1, options.scenes)
     minutes, dt = options.scenes * SECONDS / 60, DrivingEnv.contract.dt
     reactions = {stay: dt * np.mean(found, axis=0) for stay, found in delays.items()}
+    firm = {stay: [dt * steps for _, steps in found] for stay, found in delays.items()}
     return {
         "drives": options.scenes,
         "real_changes": real,
@@ -295,6 +285,7 @@ def streaming(options: Streaming) -> dict[str, Any]:
                 "flips_per_minute": round(sum(flips[stay]) / minutes, 1),
                 "mean_reaction_s": round(float(reactions[stay][0]), 2),
                 "mean_firm_reaction_s": round(float(reactions[stay][1]), 2),
+                "later_s": paired_difference(firm[stay], firm[options.stays[0]]),
             }
             for stay in options.stays
         },

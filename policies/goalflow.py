@@ -28,6 +28,7 @@ LEVER = 0.1  # of the reach: how far apart goals are that differ by a rad of hea
 LIKELY = 0.5  # probability from which a goal counts as admissible
 TAKEN = 1e3  # less score for goals that are out of the question
 ASIDE = 0.25  # spacings beside a goal, within which others mean the same way
+AROUND = (2.0, 0.5)  # spacings before and behind a given goal, and to its sides, within which chunks may end
 SHADOW = 1e4  # score that decides for the chunk without a goal, or against it
 SCORES = 0.1  # weight of what the goal scorer is trained on, beside the flow
 DRAWN = 4096  # constant commands that the vocabulary picks from
@@ -187,6 +188,25 @@ class GoalFlow(MotionHead):
         share = (score[:, None] - TAKEN * (1 - same[picked])).softmax(-1)
         mean = share @ self._flat(self.goals)
         return torch.cat([mean[..., :2], torch.atan2(mean[..., 3:], mean[..., 2:3])], -1)
+
+    def toward(self, context: Goals, goal: Tensor) -> Goals:
+        """What chunks share that are to end at given goals ``(B, 3)``, poses in the frame of the robot.
+
+        The goals of the candidates lie around, so that `rating` finds one with room if there is none to the point.
+        """
+        index = torch.arange(self.candidates - 2)
+        along, aside = AROUND[0] * (2 * index / index[-1] - 1), AROUND[1] * (index % 3 - 1)
+        ahead, left = self.spacing * functional.pad(torch.stack([along, aside]), (1, 1))  # none moves the first one
+        cos, sin = goal[:, 2:].cos(), goal[:, 2:].sin()
+        x, y = goal[:, :1] + cos * ahead - sin * left, goal[:, 1:2] + sin * ahead + cos * left
+        goals = torch.stack([x, y, goal[:, 2:].expand_as(x)], -1)
+        score = -self.config.reached * torch.stack([along, aside]).norm(dim=0)
+        return context._replace(
+            context=self._context(context.tokens, self._embedded(goal)),
+            goals=goals,
+            score=functional.pad(score, (1, 1)).expand(len(goal), -1),
+            admissible=torch.ones_like(context.admissible),
+        )
 
     def propose(self, context: Goals) -> Any:
         wanted = self._embedded(context.goals)

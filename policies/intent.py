@@ -35,6 +35,7 @@ STEPS = {"perceive": AHEAD, "predict": CONFLICT, "judge": WAYS, "plan": INTENTS}
 and in which half of the horizon; which ways are open; what to do."""
 READING = 0.1  # weight of what the reasoning is trained on, beside the flow
 PROBE = 0.6  # of the largest yaw rate, to try the ways left and right
+SOON = 0.4  # s, after which what is left of a chunk shall still be what was intended: it is what will be remembered
 NEVER = 1e3
 
 
@@ -61,10 +62,10 @@ class Config(flowdit.Config):
     intent: str = ""
     refuse: float = 0.001
     candidates: int = 16
-    guidance: float = 3.0
+    guidance: float = 2.0
     guide: Literal["full", "residual"] = "full"
     guided: float = 1.0
-    stay: float = 4.0
+    stay: float = 4.5
     drop: float = 0.15
     sigma: float = 0.1
     faithful: float = 4.0
@@ -137,10 +138,13 @@ class StreamingIntent(MotionHead):
         )
 
     def rating(self, chunks: Tensor, context: Commitment) -> Tensor:
-        """Whether chunks do what is intended, and their room."""
+        """Whether chunks do what is intended, now and in what is soon left of them, and their room."""
         restored = self.restored(chunks)
-        faithful = self.maneuvers.labels(restored) == context.reading[:, -1:]
-        return self.config.faithful * faithful + self.admissible(context.observation, self.motion.poses(restored))
+        gone = min(round(SOON / self.spec.dt), self.spec.horizon - 1)
+        left = torch.cat([restored[:, :, gone:], restored[:, :, -1:].expand(-1, -1, gone, -1)], 2)
+        done = torch.stack([self.maneuvers.labels(part) for part in (restored, left)]) == context.reading[:, -1:]
+        room = self.admissible(context.observation, self.motion.poses(restored))
+        return self.config.faithful * done.float().mean(0) + room
 
     def _evidence(self, committed: Tensor, held: Tensor) -> Tensor:
         """Log-odds ``(B, 20)`` of each intent from what is being done."""

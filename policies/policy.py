@@ -118,7 +118,8 @@ class Policy(nn.Module):
         past, head, count = self.spec.past, self.head, self.head.candidates
         context, committed = head.propose(encoded), self.normaliser.normalise(ACTION, committed)
         if count > 1:
-            noise, committed, hold_weights = (x.repeat_interleave(count, 0) for x in (noise, committed, hold_weights))
+            noise = _signed(noise, count)
+            committed, hold_weights = (x.repeat_interleave(count, 0) for x in (committed, hold_weights))
         committed, weights = pad(committed, (0, 0, past, 0)), pad(hold_weights, (past, 0))
         field = hold(lambda x, t: head.estimate(x, t, context), committed, weights)
         field = self._limited(field, committed, weights >= 1)
@@ -264,6 +265,16 @@ class Policy(nn.Module):
         except RuntimeError as error:
             raise ContractError(f"{WEIGHTS} of {owner} does not fit its {SETTINGS}: {error}") from error
         return policy.eval()
+
+
+def _signed(noise: Tensor, count: int) -> Tensor:
+    """So many noises of each ``(B, T, A)``: the same values with other signs, which leaves them white.
+
+    The signs are the rows of Sylvester's matrix, whose sums, which decide where a chunk leads, have nothing in common.
+    """
+    common = torch.arange(count)[:, None] & torch.arange(noise.shape[1])
+    odd = sum((common >> bit) & 1 for bit in range(count.bit_length())) % 2
+    return ((1 - 2 * odd)[..., None] * noise[:, None]).flatten(0, 1)
 
 
 def _tensor(values: Array) -> Tensor:

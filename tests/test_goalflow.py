@@ -10,7 +10,8 @@ import torch
 from policies.bundle import Bundle
 from policies.composition import compose
 from policies.export import DRAWS, _case, _clearness, _draw, _Plan, export
-from policies.goalflow import Config, GoalFlow, Goals
+from policies.flow import Estimate
+from policies.goalflow import AROUND, Config, GoalFlow, Goals
 from policies.head import COMMITTED, HELD
 from policies.norm import Normaliser
 from policies.policy import Policy
@@ -143,6 +144,22 @@ def test_without_an_admissible_goal_the_chunk_without_a_goal_is_taken() -> None:
     assert made.rating(chunks, context).argmax(-1).tolist() == [5]
 
 
+def test_toward_a_given_goal_candidates_lie_around_it() -> None:
+    made, goal = head(), torch.tensor([[1.0, 0.5, 0.3], [0.4, -0.2, -1.0]])
+    context = made.toward(made.encode(observation(2)), goal)
+    torch.testing.assert_close(context.goals[:, 0], goal)
+    away = (context.goals[:, :-1, :2] - goal[:, None, :2]).norm(dim=-1) / made.spacing
+    assert away[:, 1:].min() > 0.1 and away.max() < 1.01 * torch.tensor(AROUND).norm()
+    torch.testing.assert_close(context.score[:, :-1], -SMALL.reached * away, atol=1e-5, rtol=1e-4)
+    along = torch.stack([goal[:, 2].cos(), goal[:, 2].sin()], -1)[:, None]
+    ahead = ((context.goals[:, :-1, :2] - goal[:, None, :2]) * along).sum(-1) / made.spacing
+    assert (away.square() - ahead.square()).max() < 1.01 * AROUND[1] ** 2 < ahead.square().max()
+    x, t = torch.zeros(2, 16, 3), torch.zeros(2)
+    alone = made.estimate(x, t, context).data
+    together = made.estimate(x.repeat_interleave(6, 0), t.repeat_interleave(6), made.propose(context)).data
+    torch.testing.assert_close(together[::6], alone, atol=1e-5, rtol=1e-5)
+
+
 def test_a_single_candidate_plans_without_a_goal() -> None:
     made = head(replace(SMALL, candidates=1))
     x, t = torch.zeros(1, 16, 3), torch.zeros(1)
@@ -171,6 +188,17 @@ def test_the_chosen_chunk_leaves_the_bundle_as_it_leaves_torch(tmp_path: Path) -
     noise = torch.randn(16, 3, generator=generator).numpy()
     inputs = seen, noise, 0 * noise, 0 * noise[:, 0]
     assert abs(bundle.act(*inputs) - policy.act(*inputs)).max() < 1e-4
+
+
+def test_candidates_start_from_noise_of_their_own() -> None:
+    policy = Policy(head(), Normaliser.identity(SPEC), steps=1).eval()
+    policy.head.estimate = lambda x, t, context: Estimate(x, x)  # type: ignore[method-assign]
+    noise, nothing = torch.randn(2, 16, 3), torch.zeros(2, 16, 3)
+    chunks = policy.candidates(policy.encode(observation(2), nothing), noise, nothing, nothing[..., 0]).chunks
+    signs = chunks / (SMALL.sigma * noise[:, None])
+    torch.testing.assert_close(signs.abs(), torch.ones_like(signs))
+    torch.testing.assert_close(signs[:, 0], torch.ones_like(signs[:, 0]))
+    torch.testing.assert_close(signs[0, ..., 0] @ signs[0, ..., 0].T, 16 * torch.eye(6), atol=1e-4, rtol=0)
 
 
 def test_the_inputs_an_export_is_compared_on_leave_the_clearest_choice() -> None:

@@ -130,6 +130,17 @@ def test_of_several_chunks_one_that_does_what_is_intended_and_has_room_is_taken(
     assert rating.argmax() == 2
 
 
+def test_a_chunk_that_goes_on_doing_what_is_intended_is_preferred() -> None:
+    made = head(candidates=2, intent="keep accelerate", refuse=0.0)
+    context = made.encode(observation())
+    at_once, steadily = torch.zeros(2, 1, 16, 3)
+    at_once[..., 0], steadily[0, :, 0] = 0.3, torch.linspace(0.05, 0.3, 16)
+    at_once[0, 0, 0] = 0.05
+    assert {INTENTS[label] for label in made.maneuvers.labels(torch.cat([at_once, steadily]))} == {"keep accelerate"}
+    rating = made.rating(torch.stack([at_once, steadily], 1), context)[0]
+    torch.testing.assert_close(rating[1] - rating[0], torch.tensor(SMALL.faithful / 2), atol=0.05, rtol=0)
+
+
 def test_the_chosen_chunk_leaves_the_bundle_as_it_leaves_torch(tmp_path: Path) -> None:
     policy = Policy(head(), Normaliser.identity(SPEC), steps=2).eval()
     export(policy, tmp_path / "intent.kfb", provenance={})

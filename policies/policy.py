@@ -273,7 +273,7 @@ def _signed(noise: Tensor, count: int) -> Tensor:
     The signs are the rows of Sylvester's matrix, whose sums, which decide where a chunk leads, have nothing in common.
     """
     common = torch.arange(count)[:, None] & torch.arange(noise.shape[1])
-    odd = sum((common >> bit) & 1 for bit in range(count.bit_length())) % 2
+    odd = (common[..., None] & 2 ** torch.arange(count.bit_length()) > 0).sum(-1) % 2
     return ((1 - 2 * odd)[..., None] * noise[:, None]).flatten(0, 1)
 
 

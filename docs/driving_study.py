@@ -129,7 +129,7 @@ def candidates(policy: Policy, here: Case, goal: Array | None = None) -> Candida
         encoded = head.encode(head.digest(policy.normaliser(observation)))
         if goal is not None:
             encoded = head.toward(encoded, torch.from_numpy(goal)[None])
-        noise = torch.randn(1, *spec.noise_shape, generator=torch.Generator().manual_seed(0))
+        noise = torch.from_numpy(here.noise(spec))[None]
         nothing = torch.zeros(1, spec.horizon, spec.action.dim)
         chunks, rating = policy.candidates(encoded, noise, nothing, nothing[..., 0])
         return Candidates(head.restored(chunks[0]).numpy(), encoded.goals[0].numpy(), rating[0].numpy())

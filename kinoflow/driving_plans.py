@@ -22,7 +22,7 @@ from envs.traffic import BRAKING, THRUST, TICK, Paths
 from policies.maneuver import INTENTS, Maneuvers, allowed
 from policies.motion import Motion
 from policies.policy import Policy
-from policies.spec import Array, ContractError
+from policies.spec import Array, ContractError, Spec
 
 SAMPLES = 41  # of a scored plan, 4 s
 RATED = 5.0  # s
@@ -36,6 +36,7 @@ class Case(NamedTuple):
     """One scene at its begin.
 
     Args:
+        seed: It was drawn by.
         env: As it was reset.
         observation: ``{name: (1, ...)}`` that the policy sees.
         scored: What plans are scored against.
@@ -43,11 +44,16 @@ class Case(NamedTuple):
         feasible: Intents that some drive along a way follows without leaving the road or hitting anybody.
     """
 
+    seed: int
     env: DrivingEnv
     observation: dict[str, Array]
     scored: ScoredScene
     raters: list[Array]
     feasible: list[int]
+
+    def noise(self, spec: Spec) -> Array:
+        """Standard normal noise ``(past + H, A)``, other in every scene but the same for every policy."""
+        return np.random.default_rng((1, self.seed)).standard_normal(spec.noise_shape).astype(np.float32)
 
 
 def case(seed: int, kind: str | None = None) -> Case:
@@ -61,7 +67,8 @@ def case(seed: int, kind: str | None = None) -> Case:
         env.reset(seed=seed)
         raters.append(_driven(env, share))
     env.reset(seed=seed)
-    return Case(env, {name: value[None] for name, value in observation.items()}, scored, raters, _feasible(env, scored))
+    seen = {name: value[None] for name, value in observation.items()}
+    return Case(seed, env, seen, scored, raters, _feasible(env, scored))
 
 
 def _driven(env: DrivingEnv, share: float) -> Array:
@@ -108,11 +115,9 @@ class Plans:
 
     Args:
         policy: To try; its head may be any whose chunks are speeds and yaw rates.
-        seed: Of the noise.
     """
 
     policy: Policy
-    seed: int = 0
     maneuvers: Maneuvers = field(init=False)
     _motion: Motion = field(init=False)
 
@@ -129,10 +134,9 @@ class Plans:
     def act(self, case: Case) -> Array:
         """The chunk ``(H, A)`` at the begin of a scene."""
         spec = self.policy.spec
-        noise = np.random.default_rng(self.seed).standard_normal(spec.noise_shape).astype(np.float32)
         chunk = np.zeros((spec.horizon, spec.action.dim), np.float32)
         seen = {f.name: case.observation[f.name].repeat(spec.samples(f), 0) for f in spec.observations}
-        return self.policy.act(seen, noise, chunk, np.zeros(spec.horizon, np.float32))
+        return self.policy.act(seen, case.noise(spec), chunk, np.zeros(spec.horizon, np.float32))
 
     def poses(self, chunks: Array) -> Array:
         """Where chunks ``(P, H, A)`` lead, in the frame of the car: ``(P, H, 3)``."""

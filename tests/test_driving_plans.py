@@ -44,6 +44,12 @@ def here() -> Case:
     return case(3, "straight")
 
 
+def test_plans_of_a_scene_start_from_its_noise(here: Case) -> None:
+    spec, other = Told.spec, here._replace(seed=4)
+    np.testing.assert_array_equal(here.noise(spec), here.noise(spec))
+    assert abs(here.noise(spec) - other.noise(spec)).min() > 0
+
+
 def tiny() -> Policy:
     torch.manual_seed(0)
     head = StreamingIntent(SPEC, Config(width=32, depth=1, heads=2, encoder_depth=1))

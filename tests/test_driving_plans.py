@@ -11,6 +11,7 @@ from envs.evaluate import EvaluateConfig
 from kinoflow import driving_plans
 from kinoflow.commands.eval import command
 from kinoflow.driving_figures import write_sweep
+from kinoflow.commands.eval import as_lines
 from kinoflow.driving_plans import Case, Plans, case, score_plans, sweep, valid
 from policies.intent import Config, StreamingIntent
 from policies.load import load_trained
@@ -96,6 +97,9 @@ def test_commands_count_as_followed_refused_or_missed(here: Case, tmp_path: Path
     assert report["faithful"]["mean"] == 0.5
     assert report["valid_where_infeasible"]["mean"] == 1
     assert report["confusion"]["keep hold"][INTENTS.index("keep stop")] == 1
+    lines = as_lines(report).splitlines()
+    assert lines[1].startswith("faithful: 0.50 [") and lines[1].endswith("] of 2")
+    assert lines[-3:] == ["keep stop -> keep stop 1", "keep hold -> keep stop 1", "left -> nowhere possible"]
     poses = {name: Plans(Told(chunk)).poses(chunk[None])[0] for name, chunk in chunks.items()}  # type: ignore[arg-type]
     write_sweep(here.env, poses, report, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 5000

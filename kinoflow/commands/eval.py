@@ -61,7 +61,8 @@ def command(
                 "--intent looks at single plans of one policy: leave out --metrics, --video and --realtime"
             )
     if intent:
-        show(_swept(policies[0], intent, config, out), json)
+        swept = _swept(policies[0], intent, config, out)
+        show(swept, json, as_lines(swept))
         return
     if video and not (out and policies):
         raise ValueError("--video needs --out DIRECTORY and a policy")
@@ -106,6 +107,7 @@ def _swept(policy: str, intents: tuple[str, ...], config: EvaluateConfig, out: P
     def follow(intent: str) -> Any:
         return load_trained(f"{policy}@intent={intent}")
 
+    plans = {intent: driving_plans.Plans(follow(intent)) for intent in intents}  # before scenes take their time
     with progress_bar("scenes") as progress:
         scenes = driving_plans.cases(range(config.seed, config.seed + config.episodes), progress)
     report = driving_plans.sweep(follow, intents, scenes)
@@ -113,12 +115,24 @@ def _swept(policy: str, intents: tuple[str, ...], config: EvaluateConfig, out: P
         from kinoflow.driving_figures import write_sweep
 
         here = scenes[0]
-        plans = {intent: driving_plans.Plans(follow(intent)) for intent in intents}
         write_sweep(
             here.env, {name: p.poses(p.act(here)[None])[0] for name, p in plans.items()}, report, out / "intents.png"
         )
         replace_file(out / "intents.json", json_format.dumps(report).encode())
     return report
+
+
+def as_lines(swept: Mapping[str, Any]) -> str:
+    """Rates of a sweep, and what was done of what was commanded and possible."""
+    rates = {name: rate for name, rate in swept.items() if isinstance(rate, Mapping) and "pairs" in rate}
+    lines = [f"{swept['scenes']} scenes"]
+    for name, rate in rates.items():
+        interval = f"[{rate['low']:.2f}, {rate['high']:.2f}]"
+        lines.append(f"{name.replace('_', ' ')}: {rate['mean']:.2f} {interval} of {rate['pairs']}")
+    for intent, counts in swept["confusion"].items():
+        done = [f"{name} {count}" for name, count in zip(swept["intents"], counts, strict=True) if count]
+        lines.append(f"{intent} -> {', '.join(done) or 'nowhere possible'}")
+    return "\n".join(lines)
 
 
 def write(report: Mapping[str, Any], out: Path | None) -> None:

@@ -9,9 +9,8 @@ import torch
 from envs.driving import DrivingEnv
 from envs.evaluate import EvaluateConfig
 from kinoflow import driving_plans
-from kinoflow.commands.eval import command
+from kinoflow.commands.eval import as_lines, command
 from kinoflow.driving_figures import write_sweep
-from kinoflow.commands.eval import as_lines
 from kinoflow.driving_plans import Case, Plans, case, score_plans, sweep, valid
 from policies.intent import Config, StreamingIntent
 from policies.load import load_trained

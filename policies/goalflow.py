@@ -22,7 +22,7 @@ from policies.flowdit import fourier
 from policies.motion_head import MotionHead
 from policies.nets.dit import Context, CrossBlock
 from policies.norm import Normaliser
-from policies.spec import Spec
+from policies.spec import ContractError, Spec
 
 LEVER = 0.1  # of the reach: how far apart goals are that differ by a rad of heading
 LIKELY = 0.5  # probability from which a goal counts as admissible
@@ -193,9 +193,15 @@ class GoalFlow(MotionHead):
         """What chunks share that are to end at given goals ``(B, 3)``, poses in the frame of the robot.
 
         The goals of the candidates lie around, so that `rating` finds one with room if there is none to the point.
+
+        Raises:
+            ContractError: The head has a single candidate, which plans without goals.
         """
-        index = torch.arange(self.candidates - 2)
-        along, aside = AROUND[0] * (2 * index / index[-1] - 1), AROUND[1] * (index % 3 - 1)
+        if self.candidates == 1:
+            raise ContractError("a single candidate plans without goals; give goals to a head with more, @candidates=16")
+        count, device = self.candidates - 2, goal.device
+        along = AROUND[0] * torch.linspace(-1, 1, count, device=device)
+        aside = AROUND[1] * (torch.arange(count, device=device) % 3 - 1)
         ahead, left = self.spacing * functional.pad(torch.stack([along, aside]), (1, 1))  # none moves the first one
         cos, sin = goal[:, 2:].cos(), goal[:, 2:].sin()
         x, y = goal[:, :1] + cos * ahead - sin * left, goal[:, 1:2] + sin * ahead + cos * left

@@ -274,7 +274,7 @@ def _signed(noise: Tensor, count: int) -> Tensor:
     """
     common = torch.arange(count)[:, None] & torch.arange(noise.shape[1])
     odd = (common[..., None] & 2 ** torch.arange(count.bit_length()) > 0).sum(-1) % 2
-    return ((1 - 2 * odd)[..., None] * noise[:, None]).flatten(0, 1)
+    return ((1 - 2 * odd).to(noise)[..., None] * noise[:, None]).flatten(0, 1)
 
 
 def _tensor(values: Array) -> Tensor:

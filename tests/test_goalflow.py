@@ -158,6 +158,11 @@ def test_toward_a_given_goal_candidates_lie_around_it() -> None:
     alone = made.estimate(x, t, context).data
     together = made.estimate(x.repeat_interleave(6, 0), t.repeat_interleave(6), made.propose(context)).data
     torch.testing.assert_close(together[::6], alone, atol=1e-5, rtol=1e-5)
+    few = head(replace(SMALL, candidates=2))
+    assert few.toward(few.encode(observation(2)), goal).goals[:, 0].tolist() == goal.tolist()
+    single = head(replace(SMALL, candidates=1))
+    with pytest.raises(ContractError, match="a single candidate plans without goals"):
+        single.toward(single.encode(observation(2)), goal)
 
 
 def test_a_single_candidate_plans_without_a_goal() -> None:

@@ -198,7 +198,7 @@ class GoalFlow(MotionHead):
             ContractError: The head has a single candidate, which plans without goals.
         """
         if self.candidates == 1:
-            raise ContractError("a single candidate plans without goals; give goals to a head with more, @candidates=16")
+            raise ContractError("a single candidate plans without goals; use a head with more, such as @candidates=16")
         count, device = self.candidates - 2, goal.device
         along = AROUND[0] * torch.linspace(-1, 1, count, device=device)
         aside = AROUND[1] * (torch.arange(count, device=device) % 3 - 1)

@@ -109,9 +109,11 @@ class Policy(nn.Module):
 
     def encode(self, observation: Mapping[str, Tensor], committed: Tensor) -> Any:
         """What the head makes of an observation in normal units that its `digest` returned, and of what is executed."""
+        if not self.head.remembers:
+            return self.head.encode(observation)
         executing = (committed != 0).flatten(1).any(-1)  # where nothing is executed there are zeros
         memory = {COMMITTED: self.normaliser.normalise(ACTION, committed), HELD: executing.to(committed.dtype)}
-        return self.head.encode({**observation, **memory} if self.head.remembers else observation)
+        return self.head.encode({**observation, **memory})
 
     def candidates(self, encoded: Any, noise: Tensor, committed: Tensor, hold_weights: Tensor) -> Candidates:
         """The chunks that follow from `encode`; other arguments as for `plan`."""

@@ -368,7 +368,7 @@ def weights(options: Weights) -> dict[str, Any]:
     with progress_bar("settings") as progress:
         for done, (name, setting) in enumerate(settings.items()):
             path = options.intent + setting
-            found = sweep(lambda intent, p=path: load_trained(f"{p}@intent={intent}"), SWEPT, scenes)  # type: ignore[misc]
+            found = sweep({intent: Plans(load_trained(f"{path}@intent={intent}")) for intent in SWEPT}, scenes)
             report[name] = {rate: found[rate] for rate in kept}
             progress(done + 1, len(settings))
     return report

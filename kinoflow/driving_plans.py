@@ -6,7 +6,7 @@ against what the others did, as NAVSIM does it: nobody reacts to the plan. Kinem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -194,21 +194,19 @@ def cases(seeds: Sequence[int], progress: Callable[[int, int], None], kind: str 
     return found
 
 
-def sweep(follow: Callable[[str], Policy], intents: Sequence[str], scenes: Sequence[Case]) -> dict[str, Any]:
+def sweep(followers: Mapping[str, Plans], scenes: Sequence[Case]) -> dict[str, Any]:
     """Command intents in scenes where they can be followed, and where they cannot.
 
     Args:
-        follow: Makes the policy that follows an intent.
-        intents: Commands, see `policies.maneuver.allowed`.
+        followers: Policies that follow commands, by these, see `policies.maneuver.allowed`.
         scenes: Where.
 
     Returns:
         Rates over all pairs of scene and command, and how often which of `INTENTS` was done where a command could be
         followed.
     """
-    followers = {intent: Plans(follow(intent)) for intent in intents}
-    masks = {intent: np.array(allowed(intent)) for intent in intents}
-    confusion = {intent: np.zeros(len(INTENTS), int) for intent in intents}
+    masks = {intent: np.array(allowed(intent)) for intent in followers}
+    confusion = {intent: np.zeros(len(INTENTS), int) for intent in followers}
     rates: dict[str, list[bool]] = {"faithful": [], "valid": [], "faithful_and_valid": [], "valid_where_infeasible": []}
     for here in scenes:
         for intent, plans in followers.items():

@@ -30,18 +30,17 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpres
 from torch import Tensor, nn
 
 from policies.archive import LIMIT, BundleError
-from policies.bundle import TOLERANCE, deviation, open_graphs, write_bundle
-from policies.chunk import hold_weights
+from policies.bundle import open_graphs, write_bundle
 from policies.composition import Composition
 from policies.flow import Estimate
+from policies.golden import compare
 from policies.head import head_name
 from policies.manifest import GRAPH, Consensus, Latency, Parent, Sampler, check_contract, parent_graphs
-from policies.network import GOAL, STEP, Runnable, graph_inputs, graph_outputs, graph_types, open_session
+from policies.network import GOAL, STEP, graph_inputs, graph_outputs, graph_types, open_session
 from policies.norm import ACTION
 from policies.policy import Policy
-from policies.spec import Array, Feature
+from policies.spec import Array
 
-CASES, DRAWS = 8, 8
 TIMED_CALLS = 100
 
 
@@ -83,12 +82,12 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any], r
     if rounded:
         for weight in policy.head.parameters():
             weight.data = weight.data.bfloat16().to(weight.dtype)
-    path, plan = Path(path), _Plan(policy)
-    graphs, consensus = _graphs(plan.policy.eval())
+    path = Path(path)
+    graphs, consensus = _graphs(policy.eval())
     sampler = Sampler(policy.steps, policy.grid, policy.temperature)
     content = {name: model.SerializeToString() for name, model in graphs.items()}
     network = open_graphs(content, policy.spec, sampler, consensus)
-    golden, max_error = _compare(plan, network)
+    golden, max_error = compare(policy, network)
     network.warm_up(TIMED_CALLS // 10)
     latency = Latency.of(network.latency(TIMED_CALLS), threads=1)
     write_bundle(
@@ -330,74 +329,6 @@ def _tables(model: onnx.ModelProto, names: Sequence[str], grid: Sequence[float])
         session.run([f"{name}_out" for name in names], {**inputs, "t": np.array([t], np.float32)}) for t in grid[:-1]
     ]
     return {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def _compare(plan: _Plan, network: Runnable) -> tuple[dict[str, Array], float]:
-    """Run both on the same inputs; return the golden pair and the largest deviation."""
-    plan.eval()  # exporting may leave it in train mode, which changes dropout and batch normalisation
-    rng = np.random.default_rng(0)
-    cases = [_case(plan, rng, hold) for hold in _holds(network.spec.horizon)]
-    errors = [_error(network, case) for case in cases]
-    worst = int(np.argmax(errors))
-    if not errors[worst] <= TOLERANCE:
-        raise BundleError(
-            f"ONNX Runtime differs from torch by {errors[worst]:.3g}, allowed is {TOLERANCE}; "
-            "look for operations that amplify rounding, such as a division by a small scale"
-        )
-    return cases[CASES // 2], errors[worst]
-
-
-def _holds(horizon: int) -> list[Array]:
-    """Hold weights from none to all of the chunk, with hard and soft ends."""
-    return [hold_weights(horizon, case * horizon // (CASES - 1), case % 3) for case in range(CASES)]
-
-
-def _case(plan: _Plan, rng: np.random.Generator, hold: Array) -> dict[str, Array]:
-    """Draw inputs that cover the normalised range, with torch's output.
-
-    Of a head that chooses among chunks the draw with the clearest choice is taken: near ties are decided by rounding.
-    """
-    draws = [_draw(plan.policy, rng, hold) for _ in range(DRAWS if plan.policy.head.candidates > 1 else 1)]
-    with torch.inference_mode():
-        tensors = max(draws, key=lambda drawn: _clearness(plan.policy, drawn))
-        tensors |= zip(graph_outputs(plan.policy.spec), plan(*tensors.values()), strict=True)
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-
-def _clearness(policy: Policy, drawn: Mapping[str, Tensor]) -> float:
-    """By how much the best of the chunks of a plan is rated above the next one."""
-    *seen, noise, committed, hold = drawn.values()
-    names = [feature.name for feature in policy.spec.observations]
-    observation = policy.head.digest(policy.normaliser(dict(zip(names, seen, strict=True))))
-    rating = policy.candidates(policy.encode(observation, committed), noise, committed, hold).rating[0]
-    best = rating.topk(min(2, len(rating))).values
-    return float(best[0] - best[-1])
-
-
-def _draw(policy: Policy, rng: np.random.Generator, hold: Array) -> dict[str, Tensor]:
-    shapes = graph_inputs(policy.spec)
-
-    def draw(feature: str, shape: tuple[int, ...]) -> Tensor:
-        return policy.normaliser.restore(feature, torch.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32)))
-
-    def sense(feature: Feature) -> Tensor:
-        if feature.dtype == "uint8":
-            return torch.from_numpy(rng.integers(0, 256, shapes[feature.name], np.uint8))
-        return draw(feature.name, shapes[feature.name])
-
-    tensors = {feature.name: sense(feature) for feature in policy.spec.observations}
-    tensors["noise"] = torch.from_numpy(rng.standard_normal(shapes["noise"], np.float32))
-    tensors["committed"] = draw(ACTION, shapes["committed"])
-    return tensors | {"hold": torch.from_numpy(hold)[None]}
-
-
-def _error(network: Runnable, case: Mapping[str, Array]) -> float:
-    observation = {feature.name: case[feature.name][0] for feature in network.spec.observations}
-    actions = network.act(observation, case["noise"][0], case["committed"][0], case["hold"][0])
-    if network.warning:
-        raise BundleError(f"{network.warning}; look at what that parent computes")
-    expected = (case[name][0] for name in graph_outputs(network.spec))
-    return max(map(deviation, (actions, np.array(network.disagreement), np.array(network.arrival)), expected))
 
 
 @contextmanager

@@ -91,7 +91,8 @@ def test_scores_are_means_over_scenes(monkeypatch: pytest.MonkeyPatch, here: Cas
 
 def test_commands_count_as_followed_refused_or_missed(here: Case, tmp_path: Path) -> None:
     chunks = {"keep stop": straight(0.0), "keep hold": straight(0.0), "left": straight(2.0)}
-    report = sweep(lambda intent: Told(chunks[intent]), list(chunks), [here])  # type: ignore[arg-type, return-value]
+    followers = {intent: Plans(Told(chunk)) for intent, chunk in chunks.items()}  # type: ignore[arg-type]
+    report = sweep(followers, [here])
     assert report["faithful"]["pairs"] == 2  # nobody can turn left here
     assert report["faithful"]["mean"] == 0.5
     assert report["valid_where_infeasible"]["mean"] == 1
@@ -99,7 +100,7 @@ def test_commands_count_as_followed_refused_or_missed(here: Case, tmp_path: Path
     lines = as_lines(report).splitlines()
     assert lines[1].startswith("faithful: 0.50 [") and lines[1].endswith("] of 2")
     assert lines[-3:] == ["keep stop -> keep stop 1", "keep hold -> keep stop 1", "left -> nowhere possible"]
-    poses = {name: Plans(Told(chunk)).poses(chunk[None])[0] for name, chunk in chunks.items()}  # type: ignore[arg-type]
+    poses = {intent: plans.poses(plans.act(here)[None])[0] for intent, plans in followers.items()}
     write_sweep(here.env, poses, report, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 5000
 

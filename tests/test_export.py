@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from policies.archive import BundleError
 from policies.bundle import GRAPH, Bundle
 from policies.chunk import hold_weights
-from policies.export import ExportReport, _compare, _holds, _Plan, export
+from policies.export import ExportReport, export
 from policies.flow import Estimate, from_velocity
+from policies.golden import compare, holds
 from policies.head import Head
 from policies.norm import Normaliser
 from policies.policy import Policy
@@ -156,11 +157,11 @@ def test_the_graph_names_no_file_of_the_exporting_machine(graph: bytes) -> None:
 
 
 def test_the_comparison_holds_on_to_some_actions_and_leaves_dropout_out(bundle: Bundle, report: ExportReport) -> None:
-    holds = np.stack(_holds(SPEC.horizon))
-    assert not holds[0].any() and holds[-1].all() and ((holds > 0) & (holds < 1)).any()
-    training = _Plan(make_policy().train())
-    assert training.policy.head.training
-    golden, error = _compare(training, bundle._policy)
+    held = np.stack(holds(SPEC.horizon))
+    assert not held[0].any() and held[-1].all() and ((held > 0) & (held < 1)).any()
+    training = make_policy().train()
+    assert training.head.training
+    golden, error = compare(training, bundle._policy)
     assert error == report.max_error and 0 < golden["hold"].mean() < 1
 
 

@@ -9,9 +9,10 @@ import torch
 
 from policies.bundle import Bundle
 from policies.composition import compose
-from policies.export import DRAWS, _case, _clearness, _draw, _Plan, export
+from policies.export import export
 from policies.flow import Estimate
 from policies.goalflow import AROUND, Config, GoalFlow, Goals
+from policies.golden import DRAWS, case, clearness, draw
 from policies.head import COMMITTED, HELD
 from policies.norm import Normaliser
 from policies.policy import Policy
@@ -208,14 +209,14 @@ def test_candidates_start_from_noise_of_their_own() -> None:
 
 def test_the_inputs_an_export_is_compared_on_leave_the_clearest_choice() -> None:
     policy, hold = Policy(head(), Normaliser.identity(SPEC), steps=1).eval(), np.zeros(16, np.float32)
-    case = _case(_Plan(policy), np.random.default_rng(0), hold)
+    compared = case(policy, np.random.default_rng(0), hold)
     rng = np.random.default_rng(0)
     with torch.inference_mode():
-        draws = [_draw(policy, rng, hold) for _ in range(DRAWS)]
-        clearness = [_clearness(policy, drawn) for drawn in draws]
-    best = draws[int(np.argmax(clearness))]
-    assert len(set(clearness)) == DRAWS and min(clearness) >= 0
-    np.testing.assert_array_equal(case["noise"], best["noise"])
+        draws = [draw(policy, rng, hold) for _ in range(DRAWS)]
+        margins = [clearness(policy, drawn) for drawn in draws]
+    best = draws[int(np.argmax(margins))]
+    assert len(set(margins)) == DRAWS and min(margins) >= 0
+    np.testing.assert_array_equal(compared["noise"], best["noise"])
 
 
 def test_a_composition_of_fields_is_refused_and_one_of_chunks_is_not() -> None:

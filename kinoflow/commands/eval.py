@@ -104,13 +104,10 @@ def _swept(policy: str, intents: tuple[str, ...], config: EvaluateConfig, out: P
     """What is done when intents are commanded; with a directory also as a picture."""
     from kinoflow import driving_plans
 
-    def follow(intent: str) -> Any:
-        return load_trained(f"{policy}@intent={intent}")
-
-    plans = {intent: driving_plans.Plans(follow(intent)) for intent in intents}  # before scenes take their time
+    plans = {intent: driving_plans.Plans(load_trained(f"{policy}@intent={intent}")) for intent in intents}
     with progress_bar("scenes") as progress:
         scenes = driving_plans.cases(range(config.seed, config.seed + config.episodes), progress)
-    report = driving_plans.sweep(follow, intents, scenes)
+    report = driving_plans.sweep(plans, scenes)
     if out:
         from kinoflow.driving_figures import write_sweep
 

@@ -81,7 +81,7 @@ def lagrangian(average: Average, field: Field | None, x: Tensor, s: Tensor, t: T
         t: ``(B,)`` ends.
     """
     step = jump(average)
-    end, moving = torch.func.jvp(lambda t: step(x, s, t), (t,), (torch.ones_like(t),))
+    end, moving, *_ = torch.func.jvp(lambda t: step(x, s, t), (t,), (torch.ones_like(t),))
     with torch.no_grad():
         velocity = average(end, t, t) if field is None else field(end, t).velocity
     return (moving - velocity).square().mean()

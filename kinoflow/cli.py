@@ -13,6 +13,7 @@ COMMANDS = {
     "import": "read a LeRobot, robomimic or diffusion_policy checkpoint once, into a run directory",
     "compose": "combine policies at test time, with or without a search for their weights",
     "eval": "evaluate policies, or planners (kinoflow eval xdiffuser), on paired seeds beside the baselines",
+    "distill": "train a policy once more so that fewer steps do, and compare",
     "export": "write a trained policy as one verified bundle",
     "bench": "measure a bundle's latency beside its peers",
     "plan": "plan a long way through a maze: picture, timing and where the plan came from",
@@ -20,7 +21,7 @@ COMMANDS = {
     "run": "run a bundle on a simulated robot as real processes, in real time",
 }
 
-KEEPING = ("demo", "collect", "train", "imagine")  # called again, they go on after what they had finished
+KEEPING = ("demo", "collect", "train", "distill", "imagine")  # called again, they go on after what they had finished
 
 
 def main() -> None:

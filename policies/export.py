@@ -214,7 +214,7 @@ class _Estimate(nn.Module):
     def forward(self, *inputs: Tensor) -> Estimate:
         *leaves, x, t = inputs
         parent, context = self.head.policies[self.index].head, pytree.tree_unflatten(leaves, self.tree)
-        return self.head.over(self.index, lambda x, t: parent.estimate(x, t, context))(x, t)
+        return self.head.over(self.index, parent.field(context))(x, t)
 
 
 class _Plan(nn.Module):

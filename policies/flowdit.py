@@ -32,6 +32,7 @@ class Config:
         patch: Elements of a long vector, such as a range scan, that share one condition token.
         octaves: Sines and cosines beside each raw value, so that small differences stay visible; few of them
             generalise better from few episodes.
+        ends: Know at what time a step ends, as distillation needs it: steps may then be long.
     """
 
     width: int = 128
@@ -40,6 +41,7 @@ class Config:
     encoder_depth: int = 2
     patch: int = 6
     octaves: int = 4
+    ends: bool = False
 
 
 def fourier(values: Tensor, octaves: int) -> Tensor:
@@ -106,7 +108,7 @@ class FlowDiT(Head):
         self.tokens = nn.ModuleDict({feature.name: tokens_of(feature, spec, config) for feature in spec.observations})
         self.encoder = nn.Sequential(*(EncoderBlock(config.width, config.heads) for _ in range(config.encoder_depth)))
         self.norm = nn.LayerNorm(config.width)
-        self.dit = DiT(*spec.noise_shape, config.width, config.depth, config.heads)
+        self.dit = DiT(*spec.noise_shape, config.width, config.depth, config.heads, config.ends)
 
     def digest(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Replace constant features by their tokens ``(n, N, width)``."""
@@ -125,6 +127,9 @@ class FlowDiT(Head):
             for f in self.spec.observations
         ]
         return self.norm(self.encoder(torch.cat(tokens, 1)))
+
+    def until(self, context: Any, t: Tensor) -> Any:
+        return self.dit.until(context, t) if self.config.ends else context
 
     def estimate(self, x: Tensor, t: Tensor, context: Any) -> Estimate:
         return from_velocity(lambda x, t: self.dit(x, t, context))(x, t)

@@ -103,7 +103,7 @@ class FlowDiTVideo(Head):
         self.encoder = nn.Sequential(*(EncoderBlock(width, config.heads) for _ in range(config.encoder_depth)))
         self.norm = nn.LayerNorm(width)
         self.arrived = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
-        self.dit = DiT(*spec.noise_shape, width, config.depth, config.heads)
+        self.dit = DiT(*spec.noise_shape, width, config.depth, config.heads, config.ends)
 
     def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
         self._normaliser = [normaliser]  # in a list: it is the policy's, not a part of this module
@@ -138,6 +138,9 @@ class FlowDiTVideo(Head):
 
     def _place(self, path: Tensor, stop: Tensor) -> Tensor:
         return self.place(torch.einsum("bf,bfd->bd", stop, path[:, -1])[:, None])
+
+    def until(self, context: Conditions, t: Tensor) -> Any:
+        return self.dit.until(context, t) if self.config.ends else context
 
     def estimate(self, x: Tensor, t: Tensor, context: Conditions) -> Estimate:
         return from_velocity(lambda x, t: self.dit(x, t, context.shared))(x, t)

@@ -74,6 +74,7 @@ class Goals(NamedTuple):
 
     Args:
         context: Of the transformer, for the best goal.
+        free: Without one, if there is guidance.
         tokens: ``(B, N, width)`` of the scene.
         goals: ``(B, candidates, 3)`` poses of the candidates' goals, best first; the last one stands for none.
         score: ``(B, candidates)`` log likelihood of the goals, and of their admissibility.
@@ -82,6 +83,7 @@ class Goals(NamedTuple):
     """
 
     context: Context
+    free: Context
     tokens: Tensor
     goals: Tensor
     score: Tensor
@@ -137,16 +139,16 @@ class GoalFlow(MotionHead):
     def encode(self, observation: Mapping[str, Tensor]) -> Goals:
         tokens = self.scene(observation)
         if self.candidates == 1:
-            none = tokens.new_zeros(len(tokens), 1)
-            free = self._context(tokens, self.nowhere.expand(len(tokens), -1))
-            return Goals(free, tokens, none[..., None].expand(-1, -1, 3), none, none[:, 0] > 0, observation)
+            none, free = tokens.new_zeros(len(tokens), 1), self._free(tokens)
+            return Goals(free, free, tokens, none[..., None].expand(-1, -1, 3), none, none[:, 0] > 0, observation)
         likely, admissible = self._scores(tokens)
         score = likely.log_softmax(-1) + self.config.admissible * functional.logsigmoid(admissible)
         picked = self._pick(score)
         best = admissible.gather(1, picked).amax(-1).sigmoid()
         goals = self._refined(picked, score)
         context = self._context(tokens, self._embedded(goals[:, 0]))
-        return Goals(context, tokens, goals, score.gather(1, picked), best >= LIKELY, observation)
+        free = context if self.config.guidance == 1 else self._free(tokens)
+        return Goals(context, free, tokens, goals, score.gather(1, picked), best >= LIKELY, observation)
 
     def _scores(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, K)`` of how likely and how admissible each goal is, given a scene ``(B, N, width)``."""
@@ -160,6 +162,9 @@ class GoalFlow(MotionHead):
         """Goals ``(..., 3)`` as tokens ``(..., width)``."""
         place, heading = goals[..., :2] / (2 * self.reach), goals[..., 2:]
         return self.embed(fourier(torch.cat([place, heading.cos(), heading.sin()], -1), self.config.octaves))
+
+    def _free(self, tokens: Tensor) -> Context:
+        return self._context(tokens, self.nowhere.expand(len(tokens), -1))
 
     def _context(self, tokens: Tensor, goal: Tensor) -> Context:
         return self.dit.context(torch.cat([tokens, goal[:, None]], 1))
@@ -218,13 +223,14 @@ class GoalFlow(MotionHead):
         wanted = self._embedded(context.goals)
         wanted = torch.cat([wanted[:, :-1], self.nowhere.expand_as(wanted[:, -1:])], 1).flatten(0, 1)
         tokens = context.tokens.repeat_interleave(self.candidates, 0)
-        return context._replace(context=self._context(tokens, wanted), tokens=tokens)
+        chosen = self._context(tokens, wanted)
+        free = chosen if self.config.guidance == 1 else self._free(tokens)
+        return context._replace(context=chosen, free=free, tokens=tokens)
 
     def estimate(self, x: Tensor, t: Tensor, context: Goals) -> Estimate:
         field = from_velocity(lambda x, t: self.dit(x, t, context.context))
         if self.config.guidance != 1:
-            without = self._context(context.tokens, self.nowhere.expand(len(x), -1))
-            field = cfg(field, from_velocity(lambda x, t: self.dit(x, t, without)), self.config.guidance)
+            field = cfg(field, from_velocity(lambda x, t: self.dit(x, t, context.free)), self.config.guidance)
         return field(x, t)
 
     def rating(self, chunks: Tensor, context: Goals) -> Tensor:

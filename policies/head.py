@@ -72,6 +72,10 @@ class Head(nn.Module, ABC):
     def estimate(self, x: Tensor, t: Tensor, context: Any) -> Estimate:
         """Estimate data and noise of noisy chunks ``x`` (B, past + H, A) at times ``t`` (B,) on the linear path."""
 
+    def until(self, context: Any, t: Tensor) -> Any:
+        """The context of steps that end at times ``t`` (B,); a head that has learnt velocities alone needs no other."""
+        return context
+
     def grid(self, steps: int) -> tuple[float, ...]:
         """The ``steps + 1`` increasing times on the linear path at which sampling looks at the field; the last is 1.
 
@@ -102,8 +106,11 @@ class Head(nn.Module, ABC):
 
     def bind(self, observation: Mapping[str, Tensor]) -> Field:
         """Fix the observation: digest and encode it once and return the field over chunks."""
-        context = self.encode(self.digest(observation))
-        return lambda x, t: self.estimate(x, t, context)
+        return self.field(self.encode(self.digest(observation)))
+
+    def field(self, context: Any) -> Field:
+        """The field of a context: velocities, where steps end as they begin."""
+        return lambda x, t: self.estimate(x, t, self.until(context, t))
 
 
 def find_head(name: str) -> type[Head]:

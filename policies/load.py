@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LOADER = "policies.load:load_policy"  # by name, so that worker processes find it
 FOREIGN = ("lerobot",)  # kinds that need no trust: nothing in them can be executed
-ARCHITECTURE = ("heads",)  # settings that make another network, though the weights would fit
+ARCHITECTURE = ("heads", "ends")  # settings that make another network, though the weights would fit
 PICKLES = {".pth": "robomimic", ".ckpt": "diffusion_policy"}  # kinds that do, by the usual suffix of their files
 
 

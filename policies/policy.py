@@ -123,9 +123,13 @@ class Policy(nn.Module):
             noise = _signed(noise, count)
             committed, hold_weights = (x.repeat_interleave(count, 0) for x in (committed, hold_weights))
         committed, weights = pad(committed, (0, 0, past, 0)), pad(hold_weights, (past, 0))
-        field = hold(lambda x, t: head.estimate(x, t, context), committed, weights)
-        field = self._limited(field, committed, weights >= 1)
-        chunks = solve(straight(field), self.start(noise), self.grid).unflatten(0, (-1, count))
+
+        def step(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+            ending = head.until(context, t)
+            field = hold(lambda x, t: head.estimate(x, t, ending), committed, weights)
+            return straight(self._limited(field, committed, weights >= 1))(x, s, t)
+
+        chunks = solve(step, self.start(noise), self.grid).unflatten(0, (-1, count))
         return Candidates(chunks, head.rating(chunks[:, :, past:], encoded))
 
     def _limited(self, field: Field, committed: Tensor, held: Tensor) -> Field:

@@ -130,9 +130,9 @@ class Trainer(Generic[ConfigT]):
             network = find_head(head)(spec, recipe.config)
         normaliser = Normaliser.fit(spec, {feature.name: data.observations[feature.name] for feature in seen})
         self.policy = Policy(network, normaliser, recipe.sample_steps, recipe.temperature)
+        network.prepare(normaliser, self._chunks())
         if recipe.initial is not None and not resume:
             _take_over(self.policy, Policy.load(recipe.initial).state_dict(), recipe.initial)
-        network.prepare(normaliser, self._chunks())
         self.average = deepcopy(self.policy).eval().requires_grad_(False)
         networks = {"policy": self.policy, "average": self.average}
         settings = {"betas": (0.9, 0.99), "weight_decay": recipe.weight_decay}
@@ -221,8 +221,12 @@ class Trainer(Generic[ConfigT]):
         self.policy.train()
         while self.step < self.recipe.steps:
             with _fast_math(self.recipe.bf16):
-                loss = self.policy.head.loss(*self._batch(self._train_steps), self.generator)
+                loss = self._loss(self.policy, self._train_steps)
             yield self._training.advance(loss)
+
+    def _loss(self, policy: Policy, pool: Array) -> Tensor:
+        """Of a batch drawn from steps of the data."""
+        return policy.head.loss(*self._batch(pool), self.generator)
 
     def _batch(self, pool: Array) -> tuple[dict[str, Tensor], Tensor]:
         spec, normaliser = self.policy.spec, self.policy.normaliser
@@ -262,7 +266,7 @@ class Trainer(Generic[ConfigT]):
     def _valid_loss(self) -> float:
         state = self.generator.get_state()
         self.generator.manual_seed(0)  # the same windows and noise every time
-        losses = [float(self.average.head.loss(*self._batch(self._valid_steps), self.generator)) for _ in range(4)]
+        losses = [float(self._loss(self.average, self._valid_steps)) for _ in range(4)]
         self.generator.set_state(state)
         return float(np.mean(losses))
 

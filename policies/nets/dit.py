@@ -8,7 +8,7 @@ one denoising step then costs the action tokens only, and an exported graph hold
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Context(NamedTuple):
     Args:
         keys: ``(L, B, heads, N, width / heads)`` keys of the N condition tokens, one set per block.
         values: Like ``keys``.
-        modulation: ``(B, 1, 9, width)`` share of the condition in the modulations, the same for every block.
+        modulation: ``(B, 1 or L + 1, 9, width)`` share of the condition in the modulations, of all blocks or each.
     """
 
     keys: Tensor
@@ -118,9 +118,10 @@ class DiT(nn.Module):
         width: Token width; a multiple of ``2 * heads``.
         depth: Number of blocks L.
         heads: Attention heads.
+        ends: Also know at what time a step ends, see `until`.
     """
 
-    def __init__(self, horizon: int, action_dim: int, width: int, depth: int, heads: int) -> None:
+    def __init__(self, horizon: int, action_dim: int, width: int, depth: int, heads: int, ends: bool = False) -> None:
         super().__init__()
         self.width, self.depth, self.heads = width, depth, heads
         self.inlet, self.outlet = nn.Linear(action_dim, width), nn.Linear(width, action_dim)
@@ -130,7 +131,11 @@ class DiT(nn.Module):
         self.time_modulation = nn.Linear(width, (depth + 1) * 9 * width)
         self.condition_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width, bias=False))
         self.cross = nn.Linear(width, depth * 2 * width)
-        for layer in (self.time_modulation, self.condition_modulation[1], self.outlet):
+        silent: list[nn.Module] = [self.time_modulation, self.condition_modulation[1], self.outlet]
+        if ends:
+            self.end_modulation = nn.Linear(width, (depth + 1) * 9 * width)
+            silent.append(self.end_modulation)
+        for layer in silent:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)  # every block starts as the identity
 
@@ -141,10 +146,20 @@ class DiT(nn.Module):
         keys, values = self.cross(tokens).reshape(size).permute(3, 2, 0, 4, 1, 5).unbind(0)
         return Context(keys, values, self.condition_modulation(tokens.mean(1)).reshape(batch, 1, 9, self.width))
 
+    def until(self, context: Any, t: Tensor) -> Any:
+        """The context of steps that end at times ``t`` (B,), or a tuple with such: velocities become their mean."""
+        if isinstance(context, Context):
+            return context._replace(modulation=context.modulation + self._of_time(self.end_modulation, t))
+        parts = {name: part for name, part in context._asdict().items() if isinstance(part, Context)}
+        return context._replace(**{name: self.until(part, t) for name, part in parts.items()})
+
+    def _of_time(self, layer: nn.Module, t: Tensor) -> Tensor:
+        """Share of a time in the modulations ``(B, L + 1, 9, width)``."""
+        return layer(self.time(sinusoidal(t, self.width))).reshape(-1, self.depth + 1, 9, self.width)
+
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Return the velocity ``(B, H, A)`` of the chunk ``x`` (B, H, A) at times ``t`` (B,)."""
-        of_time = self.time_modulation(self.time(sinusoidal(t, self.width)))
-        modulation = of_time.reshape(-1, self.depth + 1, 9, self.width) + context.modulation
+        modulation = self._of_time(self.time_modulation, t) + context.modulation
         tokens = self.inlet(x) + self.position
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, context.keys[index], context.values[index], modulation[:, index])

@@ -1,0 +1,145 @@
+"""Distillation: a trained policy in, the same head out, which gets along with fewer steps (`policies.flow.distill`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from policies.flow import Field, from_velocity, straight, uniform
+from policies.flow.distill import Average, lagrangian, reflow, split, u_shaped_times
+from policies.head import Head, head_name
+from policies.policy import Policy
+from policies.spec import Array, ContractError
+from policies.train import Recipe, Trainer, Windows
+
+Method = Literal["reflow", "paths", "split", "lagrangian"]
+SHORTEST = 1e-3  # step that is compared with a path
+
+
+class Lesson(NamedTuple):
+    """What a student is taught with a batch.
+
+    Args:
+        average: Average velocity of the student.
+        field: Of the teacher, at the same observations.
+        path: ``(N + 1, B, H, A)`` states along which the teacher goes from noise to chunks.
+        generator: Source of randomness.
+    """
+
+    average: Average
+    field: Field
+    path: Tensor
+    generator: torch.Generator
+
+    def times(self, count: int) -> Tensor:
+        """Increasing times ``(count, B)``."""
+        return torch.rand(count, self.path.shape[1], generator=self.generator).sort(0).values
+
+    def at(self, t: Tensor) -> Tensor:
+        """States ``(B, H, A)`` of the teacher's paths, which are straight between its times, at times ``(B,)``."""
+        steps, row = len(self.path) - 1, torch.arange(len(t))
+        before = (t * steps).long().clamp(max=steps - 1)
+        return torch.lerp(self.path[before, row], self.path[before + 1, row], (t * steps - before)[:, None, None])
+
+
+def _reflow(lesson: Lesson) -> Tensor:
+    field = from_velocity(lambda x, t: lesson.average(x, t, torch.ones_like(t)))
+    times = u_shaped_times(lesson.path.shape[1], lesson.generator)
+    return reflow(field, lesson.path[0], lesson.path[-1], times)
+
+
+def _paths(lesson: Lesson) -> Tensor:
+    """Where the teacher's paths lead from any time to any later one, as a regression."""
+    s, t = lesson.times(2)
+    s = (1 - SHORTEST) * s
+    t = t.maximum(s + SHORTEST)
+    x = lesson.at(s)
+    return (lesson.average(x, s, t) - (lesson.at(t) - x) / (t - s)[:, None, None]).square().mean()
+
+
+def _split(lesson: Lesson) -> Tensor:
+    r, s, t = lesson.times(3)
+    x = lesson.at(r)
+    return _now(lesson, x, r) + split(lesson.average, x, r, s, t)
+
+
+def _lagrangian(lesson: Lesson) -> Tensor:
+    s, t = lesson.times(2)
+    x = lesson.at(s)
+    with sdpa_kernel(SDPBackend.MATH):  # others cannot be differentiated forwards
+        return _now(lesson, x, s) + lagrangian(lesson.average, lesson.field, x, s, t)
+
+
+def _now(lesson: Lesson, x: Tensor, t: Tensor) -> Tensor:
+    """How far the student's velocity is from the teacher's."""
+    return (lesson.average(x, t, t) - lesson.field(x, t).velocity).square().mean()
+
+
+METHODS: dict[Method, Callable[[Lesson], Tensor]] = {
+    "reflow": _reflow,
+    "paths": _paths,
+    "split": _split,
+    "lagrangian": _lagrangian,
+}
+
+
+class Distiller(Trainer[Any]):
+    """Training of a student, which begins as its teacher and keeps what that makes of observations.
+
+    Args:
+        method: What it is taught.
+        teacher: What to distil, with as many steps as its chunks shall be taken from.
+        recipe: How long to train, ``batch`` counts chunks; what a policy is made of comes from the teacher.
+        data: Episodes, for their observations.
+        resume: Continue the run in ``recipe.out`` instead of starting one.
+
+    Raises:
+        ContractError: The head of the teacher cannot be taught.
+    """
+
+    def __init__(
+        self, method: Method, teacher: Policy, recipe: Recipe[Any], data: Windows, resume: bool = False
+    ) -> None:
+        head, spec = teacher.head, teacher.spec
+        if not hasattr(head, "dit"):
+            raise ContractError(f"{type(head).__name__} has no transformer that could learn where steps end")
+        self._teach, self._teacher = METHODS[method], teacher.requires_grad_(False)
+        recipe = dataclasses.replace(
+            recipe,
+            config=dataclasses.replace(head.config, ends=method != "reflow"),
+            batch=max(1, recipe.batch // head.candidates),
+            history=spec.history,
+            horizon=spec.horizon,
+            observations=tuple(feature.name for feature in spec.observations),
+            temperature=teacher.temperature,
+        )
+        super().__init__(head_name(head), recipe, data, resume)
+        for name, weight in self.policy.head.named_parameters():
+            weight.requires_grad_(name.startswith("dit."))
+
+    def _loss(self, policy: Policy, pool: Array) -> Tensor:
+        observation, actions = self._batch(pool)
+        teacher, head = self._teacher, policy.head
+        with torch.no_grad():
+            field = teacher.head.field(_context(teacher.head, observation))
+            noise = torch.randn(len(actions) * head.candidates, *actions.shape[1:], generator=self.generator)
+            path, step = [teacher.start(noise)], straight(field)
+            times = torch.tensor(uniform(teacher.steps))[:, None].expand(-1, len(noise))
+            for s, t in pairwise(times):
+                path.append(step(path[-1], s, t))
+        context = _context(head, observation)
+
+        def average(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+            return head.estimate(x, s, head.until(context, t)).velocity
+
+        return self._teach(Lesson(average, field, torch.stack(path), self.generator))
+
+
+def _context(head: Head, observation: Mapping[str, Tensor]) -> Any:
+    return head.propose(head.encode(head.digest(observation)))

@@ -1,0 +1,141 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
+from policies.bundle import Bundle
+from policies.distill import METHODS, Distiller, Lesson, Method
+from policies.export import export
+from policies.flow import Estimate
+from policies.flowdit import Config, FlowDiT
+from policies.norm import Normaliser
+from policies.policy import Policy
+from policies.spec import ActionSpec, ContractError, Feature, Spec
+from policies.train import Recipe, Trainer
+from policies.unet import UNet
+
+SPEC = Spec(
+    (Feature("goal", (2,), "m", "base_link"),),
+    ActionSpec(("vx", "wz"), ("m/s", "rad/s"), "base_link", (-1.0, -1.0), (1.0, 1.0)),
+    10.0,
+    1,
+    2,
+)
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory) -> EpisodeFile:
+    """Episodes in which half of the actions are the opposite of the others, whatever is seen."""
+    rng, made = np.random.default_rng(0), []
+    for seed in range(40):
+        goal = rng.uniform(-1, 1, (30, 2)).astype(np.float32)
+        side = np.repeat(rng.choice([-1, 1]), 30).astype(np.float32)
+        actions = np.stack([0.8 * side, 0.8 * side], -1)
+        rest = np.zeros(30, np.float32)
+        made.append(Episode(seed, {"goal": goal}, actions, goal, rest, rest[:, None]))
+    path = tmp_path_factory.mktemp("data") / "toy.hdf5"
+    write_episodes(path, made, "kinoflow/Nav-v0", {}, SPEC)
+    return read_episodes(path)
+
+
+def recipe(out: Path, **changes: object) -> Recipe[Config]:
+    base = Recipe(Path("toy.hdf5"), out, Config(width=32, depth=1, heads=2), steps=8, batch=128, warmup=2)
+    base = replace(base, horizon=2, history=1, evaluate_every=1000, rollouts=0, temperature=1.0, bf16=False)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, episodes: EpisodeFile) -> Path:
+    out = tmp_path_factory.mktemp("teacher")
+    made = recipe(out, steps=400, learning_rate=3e-3, sample_steps=10)
+    Trainer("flowdit", made, episodes).run(None, lambda done, total, text: None)
+    return out
+
+
+def distilled(method: Method, teacher: Path, out: Path, episodes: EpisodeFile, **changes: object) -> Policy:
+    made = recipe(out, initial=teacher, sample_steps=1, **changes)
+    Distiller(method, Policy.load(teacher), made, episodes).run(None, lambda done, total, text: None)
+    return Policy.load(out)
+
+
+def chunks(policy: Policy, steps: int) -> Tensor:
+    """Of many noises."""
+    policy = Policy(policy.head, policy.normaliser, steps).eval()
+    noise = torch.randn(400, *policy.spec.noise_shape, generator=torch.Generator().manual_seed(0))
+    none = torch.zeros(400, policy.spec.horizon, 2)
+    with torch.inference_mode():
+        return policy.plan({"goal": torch.zeros(400, 1, 2)}, noise, none, none[..., 0]).actions
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_student_needs_one_step_where_its_teacher_needs_many(
+    method: Method, teacher: Path, tmp_path: Path, episodes: EpisodeFile
+) -> None:
+    student = distilled(method, teacher, tmp_path, episodes, steps=300, learning_rate=2e-3)
+    truth, single = chunks(Policy.load(teacher), 10), chunks(Policy.load(teacher), 1)
+    mine = chunks(student, 1)
+    assert (mine - truth).abs().mean() < 0.5 * (single - truth).abs().mean()
+    assert 0.35 < (mine[:, 0, 0] > 0).float().mean() < 0.65  # both ways
+    assert student.head.config.ends == (method != "reflow")
+
+
+def test_what_a_teacher_makes_of_observations_stays(teacher: Path, tmp_path: Path, episodes: EpisodeFile) -> None:
+    student = distilled("paths", teacher, tmp_path, episodes).state_dict()
+    before = Policy.load(teacher).state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, student[name])}
+    assert changed and all(name.startswith("head.dit.") for name in changed)
+    assert {name.split(".")[2] for name in student.keys() - before.keys()} == {"end_modulation"}
+
+
+def test_a_student_begins_as_its_teacher_and_runs_as_a_bundle(teacher: Path, tmp_path: Path) -> None:
+    old = Policy.load(teacher)
+    head = FlowDiT(old.spec, replace(old.head.config, ends=True))
+    head.load_state_dict(old.head.state_dict(), strict=False)
+    for steps in (1, 3):
+        assert torch.equal(chunks(Policy(head, old.normaliser), steps), chunks(old, steps))
+    torch.nn.init.normal_(head.dit.end_modulation.weight, std=0.1)
+    student = Policy(head, old.normaliser, 2).eval()
+    assert export(student, tmp_path / "student.kfb", provenance={}).max_error < 1e-4
+    assert Bundle.load(tmp_path / "student.kfb").manifest.sampler.steps == 2
+
+
+def test_a_distillation_continues_where_it_was(teacher: Path, tmp_path: Path, episodes: EpisodeFile) -> None:
+    whole = distilled("split", teacher, tmp_path / "whole", episodes, steps=6, evaluate_every=3)
+    made = recipe(tmp_path / "parts", initial=teacher, sample_steps=1, steps=6, evaluate_every=3)
+    first = Distiller("split", Policy.load(teacher), made, episodes)
+    for _ in first._losses():
+        if first.step == 3:
+            first._checkpoint(None)
+            break
+    Distiller("split", Policy.load(teacher), made, episodes, resume=True).run(None, lambda done, total, text: None)
+    for name, value in Policy.load(tmp_path / "parts").state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_states_of_a_path_lie_between_those_of_its_steps() -> None:
+    path = torch.tensor([0.0, 1.0, 4.0]).reshape(3, 1, 1, 1).expand(3, 5, 1, 1)
+    lesson = Lesson(lambda x, s, t: x, lambda x, t: Estimate(x, x), path, torch.Generator())
+    found = lesson.at(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))[:, 0, 0]
+    assert found.tolist() == [0.0, 0.5, 1.0, 2.5, 4.0]
+
+
+def test_a_field_of_a_student_is_that_of_steps_without_length() -> None:
+    head = FlowDiT(SPEC, Config(width=32, depth=1, heads=2, ends=True))
+    for layer in (head.dit.end_modulation, head.dit.outlet):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    observation, x, t = {"goal": torch.zeros(4, 1, 2)}, torch.randn(4, 2, 2), torch.full((4,), 0.3)
+    context = head.encode(observation)
+    now = head.estimate(x, t, head.until(context, t)).velocity
+    torch.testing.assert_close(head.bind(observation)(x, t).velocity, now)
+    assert not torch.allclose(now, head.estimate(x, t, head.until(context, torch.ones(4))).velocity)
+
+
+def test_other_networks_are_refused(tmp_path: Path, episodes: EpisodeFile) -> None:
+    spec = replace(SPEC, horizon=8)
+    policy = Policy(UNet(spec, UNet.Config(widths=(8, 16))), Normaliser.identity(spec))
+    with pytest.raises(ContractError, match="UNet has no transformer that could learn where steps end"):
+        Distiller("paths", policy, recipe(tmp_path), episodes)

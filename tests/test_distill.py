@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs.collect import CollectConfig, collect
 from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
+from kinoflow.cli import call
+from kinoflow.commands.distill import as_text
 from policies.bundle import Bundle
 from policies.distill import METHODS, Distiller, Lesson, Method
 from policies.export import export
@@ -18,6 +22,7 @@ from policies.spec import ActionSpec, ContractError, Feature, Spec
 from policies.train import Recipe, Trainer
 from policies.unet import UNet
 
+BUNDLE = Path(__file__).parents[1] / "models/nav_flowdit.kfb"
 SPEC = Spec(
     (Feature("goal", (2,), "m", "base_link"),),
     ActionSpec(("vx", "wz"), ("m/s", "rad/s"), "base_link", (-1.0, -1.0), (1.0, 1.0)),
@@ -139,3 +144,33 @@ def test_other_networks_are_refused(tmp_path: Path, episodes: EpisodeFile) -> No
     policy = Policy(UNet(spec, UNet.Config(widths=(8, 16))), Normaliser.identity(spec))
     with pytest.raises(ContractError, match="UNet has no transformer that could learn where steps end"):
         Distiller("paths", policy, recipe(tmp_path), episodes)
+
+
+def test_the_command_compares_student_and_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out, bundle = tmp_path / "nav.hdf5", tmp_path / "student", str(BUNDLE)
+    collect(CollectConfig(data, episodes=3, workers=1), lambda done, total: None)
+    small = ["--updates", "2", "--batch", "4", "--episodes", "2", "--steps", "1", "--teacher-steps", "2", "--json"]
+    assert call("distill", [bundle, "--data", str(data), "--out", str(out), *small]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [*result["rows"]] == ["teacher@2", "teacher@1", "student@1"]
+    assert result["rows"]["teacher@2"]["difference"]["mean"] == 0
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in result["rows"].values())
+    assert as_text(result["rows"]).splitlines()[1].startswith("teacher@2")
+    assert json.loads((out / "distilled.json").read_text())["rows"] == result["rows"]
+    assert Bundle.load(out / "student@1.kfb").manifest.sampler.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["none.kfb"], "no policy at none.kfb"),
+        ([str(BUNDLE)], "give others with --data FILE"),
+        ([str(BUNDLE), "--steps", "0"], "steps is 0"),
+    ],
+)
+def test_the_command_names_the_remedy(
+    arguments: list[str], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("distill", [*arguments, "--out", str(tmp_path / "student")]) == 1
+    assert remedy in capsys.readouterr().err
+    assert not (tmp_path / "student").exists()

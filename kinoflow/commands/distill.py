@@ -56,17 +56,17 @@ def command(
     """
     least = min(steps, default=0)
     at_least(1, steps=least, teacher_steps=teacher_steps, episodes=episodes, updates=updates, batch=batch)
+    teacher = load_trained(f"{policy}@{teacher_steps}")
     data = data or _trained_on(policy)
     episode_file = read_episodes(data)
-    teacher = load_trained(f"{policy}@{teacher_steps}")
     recipe = Recipe[Any](
         data, out, None, steps=updates, batch=batch, learning_rate=learning_rate, seed=seed, initial=policy,
         sample_steps=least, evaluate_every=updates, rollouts=0,
     )  # fmt: skip
     with progress_bar("distilling") as progress:
         Distiller(method, teacher, recipe, episode_file, resume).run(None, progress)
-    drivers = {f"teacher, {n} steps": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
-    drivers |= {f"student, {n} steps": load_trained(f"{out}@{n}") for n in steps}
+    drivers = {f"teacher@{n}": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
+    drivers |= {f"student@{n}": load_trained(f"{out}@{n}") for n in steps}
     rows = _compared(drivers, out, episode_file, episodes)
     result = {"policy": str(policy), "method": method, "updates": updates, "episodes": episodes, "rows": rows}
     replace_file(out / "distilled.json", json_format.dumps(result, indent=1).encode())
@@ -84,7 +84,7 @@ def _compared(drivers: dict[str, Policy], out: Path, data: EpisodeFile, episodes
     """Success, other metrics and latency of policies, as bundles, in the same episodes; the first is what all meet."""
     paths, latency = {}, {}
     for name, policy in drivers.items():
-        paths[name] = str(out / f"{name.replace(', ', '_').replace(' ', '_')}.kfb")
+        paths[name] = str(out / f"{name}.kfb")
         latency[name] = export(policy, paths[name], provenance=provenance_of(str(out))).latency
     config = EvaluateConfig(data.env_id, data.env_kwargs.get("embodiment"), episodes, baselines=False)
     with progress_bar("episodes") as progress:

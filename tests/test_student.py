@@ -16,6 +16,7 @@ from policies.distill import METHODS, Distiller, Lesson, Method
 from policies.export import export
 from policies.flow import Estimate
 from policies.flowdit import Config, FlowDiT
+from policies.head import find_head
 from policies.norm import Normaliser
 from policies.policy import Policy
 from policies.spec import ActionSpec, ContractError, Feature, Spec
@@ -174,3 +175,22 @@ def test_the_command_names_the_remedy(
     assert call("distill", [*arguments, "--out", str(tmp_path / "student")]) == 1
     assert remedy in capsys.readouterr().err
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("name", ["goalflow", "intent"])
+def test_heads_that_choose_among_candidates_are_taught_with_all_of_them(name: str, tmp_path: Path) -> None:
+    data = tmp_path / "driving.hdf5"
+    collect(CollectConfig(data, "kinoflow/Driving-v0", episodes=3, workers=1), lambda done, total: None)
+    config = find_head(name).Config(width=32, depth=1, heads=2, candidates=4)
+    made = recipe(tmp_path / "teacher", config=config, horizon=8, steps=2)
+    episodes = read_episodes(data)
+    Trainer(name, made, episodes).run(None, lambda done, total, text: None)
+    student = distilled("split", tmp_path / "teacher", tmp_path / "student", episodes, steps=3, batch=8)
+    teacher = Policy.load(tmp_path / "teacher")
+    window, _ = episodes.windows(np.array([0]), 1, 8)
+    seen = {feature.name: torch.from_numpy(window[feature.name]) for feature in teacher.spec.observations}
+    with torch.inference_mode():
+        mine, theirs = (p.head.encode(p.head.digest(p.normaliser(seen))) for p in (student, teacher))
+    for part in {"goals", "score", "reading"} & {*mine._fields}:
+        assert torch.equal(getattr(mine, part), getattr(theirs, part))
+    assert student.head.config.candidates == 4 and (student.head.dit.end_modulation.weight != 0).any()

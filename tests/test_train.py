@@ -125,6 +125,7 @@ def test_a_run_says_what_it_was(tmp_path: Path, episodes: EpisodeFile) -> None:
         "encoder_depth": 2,
         "patch": 6,
         "octaves": 4,
+        "ends": False,
     }
     assert run["packages"]["torch"].startswith("2.")
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])

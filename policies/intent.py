@@ -68,7 +68,7 @@ class Config(flowdit.Config):
     stay: float = 4.5
     drop: float = 0.15
     sigma: float = 0.1
-    faithful: float = 4.0
+    faithful: float = 8.0
 
     def __post_init__(self) -> None:
         require_positive(self, "candidates", "sigma")

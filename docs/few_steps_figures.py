@@ -29,6 +29,8 @@ def main() -> None:
             _curve(axis, rows, "student", method)
         _curve(axis, next(iter(methods.values())), "teacher", "teacher", color="#444444", linestyle="--")
         axis.set(xscale="log", xlabel="chunk of the bundle on one core, p50 [ms]", ylabel="success")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
         axis.legend()
         save(figure, HERE / f"few_steps_{head}.png")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -14,12 +15,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from policies.flow import Field, from_velocity, straight, uniform
 from policies.flow.distill import Average, lagrangian, reflow, split, u_shaped_times
 from policies.head import Head, head_name
+from policies.load import load_trained
 from policies.policy import Policy
 from policies.spec import Array, ContractError
 from policies.train import Recipe, Trainer, Windows
 
 Method = Literal["reflow", "paths", "split", "lagrangian"]
 SHORTEST = 1e-3  # step that is compared with a path
+
+
+@dataclass(frozen=True)
+class DistillRecipe(Recipe[Any]):
+    """What to teach whom, for how long; what a policy is made of comes from the teacher, which is ``initial``.
+
+    Args:
+        method: What the student is taught.
+        teacher_steps: Steps that the teacher's chunks are taken from.
+    """
+
+    method: Method = "paths"
+    teacher_steps: int = 10
 
 
 class Lesson(NamedTuple):
@@ -93,9 +108,7 @@ class Distiller(Trainer[Any]):
     """Training of a student, which begins as its teacher and keeps what that makes of observations.
 
     Args:
-        method: What it is taught.
-        teacher: What to distil, with as many steps as its chunks shall be taken from.
-        recipe: How long to train, ``batch`` counts chunks; what a policy is made of comes from the teacher.
+        recipe: What to do; ``batch`` counts chunks.
         data: Episodes, for their observations.
         resume: Continue the run in ``recipe.out`` instead of starting one.
 
@@ -103,16 +116,15 @@ class Distiller(Trainer[Any]):
         ContractError: The head of the teacher cannot be taught.
     """
 
-    def __init__(
-        self, method: Method, teacher: Policy, recipe: Recipe[Any], data: Windows, resume: bool = False
-    ) -> None:
+    def __init__(self, recipe: DistillRecipe, data: Windows, resume: bool = False) -> None:
+        teacher = load_trained(f"{recipe.initial}@{recipe.teacher_steps}")
         head, spec = teacher.head, teacher.spec
         if not hasattr(head, "dit"):
             raise ContractError(f"{type(head).__name__} has no transformer that could learn where steps end")
-        self._teach, self._teacher = METHODS[method], teacher.requires_grad_(False)
+        self._teach, self._teacher = METHODS[recipe.method], teacher.requires_grad_(False)
         recipe = dataclasses.replace(
             recipe,
-            config=dataclasses.replace(head.config, ends=method != "reflow"),
+            config=dataclasses.replace(head.config, ends=recipe.method != "reflow"),
             batch=max(1, recipe.batch // head.candidates),
             history=spec.history,
             horizon=spec.horizon,

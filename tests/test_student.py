@@ -12,7 +12,7 @@ from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
 from kinoflow.cli import call
 from kinoflow.commands.distill import as_text
 from policies.bundle import Bundle
-from policies.distill import METHODS, Distiller, Lesson, Method
+from policies.distill import METHODS, Distiller, DistillRecipe, Lesson, Method
 from policies.export import export
 from policies.flow import Estimate
 from policies.flowdit import Config, FlowDiT
@@ -54,6 +54,10 @@ def recipe(out: Path, **changes: object) -> Recipe[Config]:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
+def lesson_plan(out: Path, **changes: object) -> DistillRecipe:
+    return DistillRecipe(**{**vars(recipe(out)), "sample_steps": 1, **changes})  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, episodes: EpisodeFile) -> Path:
     out = tmp_path_factory.mktemp("teacher")
@@ -63,8 +67,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, episodes: EpisodeFile) -> 
 
 
 def distilled(method: Method, teacher: Path, out: Path, episodes: EpisodeFile, **changes: object) -> Policy:
-    made = recipe(out, initial=teacher, sample_steps=1, **changes)
-    Distiller(method, Policy.load(teacher), made, episodes).run(None, lambda done, total, text: None)
+    made = lesson_plan(out, initial=teacher, method=method, **changes)
+    Distiller(made, episodes).run(None, lambda done, total, text: None)
     return Policy.load(out)
 
 
@@ -111,13 +115,15 @@ def test_a_student_begins_as_its_teacher_and_runs_as_a_bundle(teacher: Path, tmp
 
 def test_a_distillation_continues_where_it_was(teacher: Path, tmp_path: Path, episodes: EpisodeFile) -> None:
     whole = distilled("split", teacher, tmp_path / "whole", episodes, steps=6, evaluate_every=3)
-    made = recipe(tmp_path / "parts", initial=teacher, sample_steps=1, steps=6, evaluate_every=3)
-    first = Distiller("split", Policy.load(teacher), made, episodes)
+    made = lesson_plan(tmp_path / "parts", initial=teacher, method="split", steps=6, evaluate_every=3)
+    first = Distiller(made, episodes)
     for _ in first._losses():
         if first.step == 3:
             first._checkpoint(None)
             break
-    Distiller("split", Policy.load(teacher), made, episodes, resume=True).run(None, lambda done, total, text: None)
+    with pytest.raises(ContractError, match="method was split, now it is paths"):
+        Distiller(replace(made, method="paths"), episodes, resume=True)
+    Distiller(made, episodes, resume=True).run(None, lambda done, total, text: None)
     for name, value in Policy.load(tmp_path / "parts").state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
 
@@ -142,9 +148,9 @@ def test_a_field_of_a_student_is_that_of_steps_without_length() -> None:
 
 def test_other_networks_are_refused(tmp_path: Path, episodes: EpisodeFile) -> None:
     spec = replace(SPEC, horizon=8)
-    policy = Policy(UNet(spec, UNet.Config(widths=(8, 16))), Normaliser.identity(spec))
+    Policy(UNet(spec, UNet.Config(widths=(8, 16))), Normaliser.identity(spec)).save(tmp_path / "unet")
     with pytest.raises(ContractError, match="UNet has no transformer that could learn where steps end"):
-        Distiller("paths", policy, recipe(tmp_path), episodes)
+        Distiller(lesson_plan(tmp_path, initial=tmp_path / "unet"), episodes)
 
 
 def test_the_command_compares_student_and_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,12 @@ from envs.evaluate import EvaluateConfig, compared, run_all, summary
 from kinoflow.commands.export import provenance_of
 from kinoflow.console import progress_bar, show
 from policies.checks import at_least
-from policies.distill import Distiller, Method
+from policies.distill import Distiller, DistillRecipe, Method
 from policies.export import export
 from policies.files import replace_file
 from policies.load import LOADER, load_trained
 from policies.policy import Policy
 from policies.spec import ContractError
-from policies.train import Recipe
 
 
 def command(
@@ -56,16 +55,15 @@ def command(
     """
     least = min(steps, default=0)
     at_least(1, steps=least, teacher_steps=teacher_steps, episodes=episodes, updates=updates, batch=batch)
-    teacher = load_trained(f"{policy}@{teacher_steps}")
+    drivers = {f"teacher@{n}": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
     data = data or _trained_on(policy)
     episode_file = read_episodes(data)
-    recipe = Recipe[Any](
+    recipe = DistillRecipe(
         data, out, None, steps=updates, batch=batch, learning_rate=learning_rate, seed=seed, initial=policy,
-        sample_steps=least, evaluate_every=updates, rollouts=0,
+        sample_steps=least, evaluate_every=updates, rollouts=0, method=method, teacher_steps=teacher_steps,
     )  # fmt: skip
     with progress_bar("distilling") as progress:
-        Distiller(method, teacher, recipe, episode_file, resume).run(None, progress)
-    drivers = {f"teacher@{n}": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
+        Distiller(recipe, episode_file, resume).run(None, progress)
     drivers |= {f"student@{n}": load_trained(f"{out}@{n}") for n in steps}
     rows = _compared(drivers, out, episode_file, episodes)
     result = {"policy": str(policy), "method": method, "updates": updates, "episodes": episodes, "rows": rows}

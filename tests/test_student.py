@@ -12,6 +12,7 @@ from envs.episodes import Episode, EpisodeFile, read_episodes, write_episodes
 from kinoflow.cli import call
 from kinoflow.commands.distill import as_text
 from policies.bundle import Bundle
+from policies.coverage import coverage, spread
 from policies.distill import METHODS, Distiller, DistillRecipe, Lesson, Method
 from policies.export import export
 from policies.flow import Estimate
@@ -157,14 +158,28 @@ def test_the_command_compares_student_and_teacher(tmp_path: Path, capsys: pytest
     data, out, bundle = tmp_path / "nav.hdf5", tmp_path / "student", str(BUNDLE)
     collect(CollectConfig(data, episodes=3, workers=1), lambda done, total: None)
     small = ["--updates", "2", "--batch", "4", "--episodes", "2", "--steps", "1", "--teacher-steps", "2", "--json"]
-    assert call("distill", [bundle, "--data", str(data), "--out", str(out), *small]) == 0
+    methods = ["--method", "paths", "reflow"]
+    assert call("distill", [bundle, "--data", str(data), "--out", str(out), *methods, *small]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [*result["rows"]] == ["teacher@2", "teacher@1", "student@1"]
+    assert [*result["rows"]] == ["teacher@2", "teacher@1", "paths@1", "reflow@1"]
     assert result["rows"]["teacher@2"]["difference"]["mean"] == 0
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in result["rows"].values())
-    assert as_text(result["rows"]).splitlines()[1].startswith("teacher@2")
+    assert all(row["precision"] > 0.3 < row["recall"] for row in result["rows"].values())
+    assert as_text(result).splitlines()[1].startswith("teacher@2")
     assert json.loads((out / "distilled.json").read_text())["rows"] == result["rows"]
-    assert Bundle.load(out / "student@1.kfb").manifest.sampler.steps == 1
+    assert Bundle.load(out / "paths@1.kfb").manifest.sampler.steps == 1
+
+
+def test_coverage_tells_a_lost_mode_from_one_between_the_others() -> None:
+    noise = torch.randn(3, 200, 2, generator=torch.Generator().manual_seed(0)) / 10
+    side = torch.ones(200, 1)
+    side[::2] = -1
+    both, again = noise[:1] + side, noise[1:2] + side
+    assert min(coverage(both, again)) > 0.9
+    lost = coverage(both, noise[2:] + 1)
+    assert lost.precision > 0.9 and lost.recall == pytest.approx(0.5, abs=0.05)
+    assert coverage(both, noise[2:]) == (0, 0)
+    assert spread(both)[0] > 3 * spread(noise[2:])[0]
 
 
 @pytest.mark.parametrize(

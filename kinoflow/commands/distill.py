@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import tyro
 
 from envs.episodes import EpisodeFile, read_episodes
@@ -13,18 +16,24 @@ from envs.evaluate import EvaluateConfig, compared, run_all, summary
 from kinoflow.commands.export import provenance_of
 from kinoflow.console import progress_bar, show
 from policies.checks import at_least
+from policies.coverage import coverage, drawn, spread
 from policies.distill import Distiller, DistillRecipe, Method
 from policies.export import export
 from policies.files import replace_file
 from policies.load import LOADER, load_trained
 from policies.policy import Policy
 from policies.spec import ContractError
+from policies.train import LOG_EVERY
+from policies.training import STATE
+
+LOOKED_AT, FORKS = 128, 32  # observations, and those of them at which the teacher's chunks differ most
+GLANCE, DRAWS = 16, 64  # chunks per observation to find these, and to compare there
 
 
 def command(
     policy: tyro.conf.Positional[Path],
     out: Path,
-    method: Method = "paths",
+    method: tuple[Method, ...] = ("paths",),
     steps: tuple[int, ...] = (1, 2, 4),
     teacher_steps: int = 10,
     data: Path | None = None,
@@ -38,10 +47,12 @@ def command(
 ) -> None:
     """Train a policy once more so that fewer steps do; then a table of both in paired episodes, with their latency.
 
+    The student of a method is the run OUT/METHOD, the bundles that are compared are OUT/METHOD@STEPS.kfb.
+
     Args:
         policy: Run directory of kinoflow train, or bundle.
-        out: Run directory of the student; the bundles that are compared are written there, too.
-        method: What the student is taught.
+        out: Directory for the students.
+        method: What they are taught; of several the table says which to keep.
         steps: Numbers of steps to compare.
         teacher_steps: Steps that the teacher's chunks are taken from, and it is compared with.
         data: Episodes to distil on; those the policy was trained on by default.
@@ -50,7 +61,7 @@ def command(
         learning_rate: Its peak.
         seed: Of batches and noise.
         episodes: Seeds per driver of the table, from 0.
-        resume: Continue an interrupted run exactly where it was.
+        resume: Continue interrupted runs exactly where they were.
         json: Print JSON.
     """
     least = min(steps, default=0)
@@ -58,17 +69,25 @@ def command(
     drivers = {f"teacher@{n}": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
     data = data or _trained_on(policy)
     episode_file = read_episodes(data)
-    recipe = DistillRecipe(
-        data, out, None, steps=updates, batch=batch, learning_rate=learning_rate, seed=seed, initial=policy,
-        sample_steps=least, evaluate_every=updates, rollouts=0, method=method, teacher_steps=teacher_steps,
-    )  # fmt: skip
-    with progress_bar("distilling") as progress:
-        Distiller(recipe, episode_file, resume).run(None, progress)
-    drivers |= {f"student@{n}": load_trained(f"{out}@{n}") for n in steps}
-    rows = _compared(drivers, out, episode_file, episodes)
-    result = {"policy": str(policy), "method": method, "updates": updates, "episodes": episodes, "rows": rows}
+    for name in method:
+        recipe = DistillRecipe(
+            data, out / name, None, steps=updates, batch=batch, learning_rate=learning_rate, seed=seed, initial=policy,
+            sample_steps=least, evaluate_every=updates, rollouts=0, method=name, teacher_steps=teacher_steps,
+        )  # fmt: skip
+        with progress_bar(f"distilling: {name}") as progress:
+            Distiller(recipe, episode_file, resume and (out / name / STATE).exists()).run(None, progress)
+        drivers |= {f"{name}@{n}": load_trained(f"{out / name}@{n}") for n in steps}
+    sources: dict[str, Path] = {"teacher": policy, **{name: out / name for name in method}}
+    rows, covered = _compared(drivers, sources, out, episode_file, episodes), _covered(drivers, episode_file)
+    result = {
+        "policy": str(policy),
+        "updates": updates,
+        "minutes": {name: _minutes(out / name) for name in method},
+        "episodes": episodes,
+        "rows": {name: row | covered[name] for name, row in rows.items()},
+    }
     replace_file(out / "distilled.json", json_format.dumps(result, indent=1).encode())
-    show(result, json, as_text(rows))
+    show(result, json, as_text(result))
 
 
 def _trained_on(policy: Path) -> Path:
@@ -78,12 +97,22 @@ def _trained_on(policy: Path) -> Path:
     return Path(data)
 
 
-def _compared(drivers: dict[str, Policy], out: Path, data: EpisodeFile, episodes: int) -> dict[str, Any]:
+def _minutes(run: Path) -> float:
+    """How long a student was taught, interruptions apart."""
+    batch = json_format.loads((run / "run.json").read_text())["recipe"]["batch"]
+    entries = map(json_format.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return sum(LOG_EVERY * batch / entry["samples_per_s"] for entry in entries if "samples_per_s" in entry) / 60
+
+
+def _compared(
+    drivers: Mapping[str, Policy], sources: Mapping[str, Path], out: Path, data: EpisodeFile, episodes: int
+) -> dict[str, Any]:
     """Success, other metrics and latency of policies, as bundles, in the same episodes; the first is what all meet."""
     paths, latency = {}, {}
     for name, policy in drivers.items():
         paths[name] = str(out / f"{name}.kfb")
-        latency[name] = export(policy, paths[name], provenance=provenance_of(str(out))).latency
+        provenance = provenance_of(str(sources[name.split("@")[0]]))
+        latency[name] = export(policy, paths[name], provenance=provenance).latency
     config = EvaluateConfig(data.env_id, data.env_kwargs.get("embodiment"), episodes, baselines=False)
     with progress_bar("episodes") as progress:
         rows, _ = run_all([*paths.values()], len(paths), LOADER, config, progress)
@@ -99,14 +128,30 @@ def _compared(drivers: dict[str, Policy], out: Path, data: EpisodeFile, episodes
     }
 
 
-def as_text(rows: dict[str, Any]) -> str:
+def _covered(drivers: Mapping[str, Policy], data: EpisodeFile) -> dict[str, Any]:
+    """Precision and recall of the chunks of policies where those of the first one differ most."""
+    teacher = next(iter(drivers.values()))
+    steps = np.random.default_rng(0).choice(len(data.actions), LOOKED_AT)
+    windows, _ = data.windows(steps, teacher.spec.history, teacher.spec.horizon)
+    observation = {f.name: torch.from_numpy(windows[f.name]) for f in teacher.spec.observations}
+    forks = spread(drawn(teacher, observation, GLANCE, 0)).topk(FORKS).indices
+    observation = {name: values[forks] for name, values in observation.items()}
+    references = drawn(teacher, observation, DRAWS, 1)
+    return {
+        name: coverage(references, drawn(policy, observation, DRAWS, 2))._asdict() for name, policy in drivers.items()
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
     """A table with a line per driver."""
-    lines = [f"{'':<20} {'success':<21} {'difference':<24} {'p50 ms':>7} {'p99 ms':>7}"]
-    for name, row in rows.items():
+    lines = [f"{'':<15} {'success':<21} {'difference':<24} {'precision':>9} {'recall':>7} {'p50 ms':>7} {'p99 ms':>7}"]
+    for name, row in result["rows"].items():
         rate, apart = row["success"], row["difference"]
         success = f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
         difference = f"{apart['mean']:+.3f} [{_signed(apart['low'])}, {_signed(apart['high'])}]"
-        lines.append(f"{name:<20} {success:<21} {difference:<24} {row['p50_ms']:>7.2f} {row['p99_ms']:>7.2f}")
+        numbers = f"{row['precision']:>9.3f} {row['recall']:>7.3f} {row['p50_ms']:>7.2f} {row['p99_ms']:>7.2f}"
+        lines.append(f"{name:<15} {success:<21} {difference:<24} {numbers}")
+    lines += [f"{method} took {minutes:.0f} minutes" for method, minutes in result["minutes"].items()]
     return "\n".join(lines)
 
 

@@ -49,9 +49,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer-normalise ``(B, N, width)`` tokens, then scale and shift them by ``(B, width)`` modulations."""
-    normal = functional.layer_norm(tokens, tokens.shape[-1:])
-    return normal * (1 + scale[:, None]) + shift[:, None]
+    """Layer-normalise ``(B, N, width)`` tokens, then scale and shift them by ``(B, 1, width)`` modulations."""
+    return functional.layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift
 
 
 class EncoderBlock(nn.Module):
@@ -99,14 +98,14 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor, keys: Tensor, values: Tensor, modulation: Tensor) -> Tensor:
-        m = modulation.unbind(1)
+        m = modulation.chunk(9, 1)
         queries, own_keys, own_values = (
             split_heads(x, self.heads) for x in self.qkv(modulated(tokens, m[0], m[1])).chunk(3, -1)
         )
-        tokens = tokens + m[2][:, None] * self.out(attend(queries, own_keys, own_values))
+        tokens = tokens + m[2] * self.out(attend(queries, own_keys, own_values))
         queries = split_heads(self.cross_query(modulated(tokens, m[3], m[4])), self.heads)
-        tokens = tokens + m[5][:, None] * self.cross_out(attend(queries, keys, values))
-        return tokens + m[8][:, None] * self.mlp(modulated(tokens, m[6], m[7]))
+        tokens = tokens + m[5] * self.cross_out(attend(queries, keys, values))
+        return tokens + m[8] * self.mlp(modulated(tokens, m[6], m[7]))
 
 
 class DiT(nn.Module):
@@ -163,4 +162,4 @@ class DiT(nn.Module):
         tokens = self.inlet(x) + self.position
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, context.keys[index], context.values[index], modulation[:, index])
-        return self.outlet(modulated(tokens, modulation[:, -1, 0], modulation[:, -1, 1]))
+        return self.outlet(modulated(tokens, modulation[:, -1, :1], modulation[:, -1, 1:2]))

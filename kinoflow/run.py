@@ -52,7 +52,7 @@ START_S = 90.0  # for all processes to come up
 LAST_REPORT_S = 0.7  # to receive what the nodes report last
 POLICY = (
     *("rate_hz", "period_ms", "lateness_ms", "deadline_misses", "commands", "scheduling"),
-    *("plan_rate_hz", "inference_ms", "delay_ms", "chunk_age_ms", "arrived"),
+    *("plan_rate_hz", "inference_ms", "delay_ms", "chunk_age_ms", "arrived", "chunks", "chunk_misses", "steps"),
 )
 PLANNER = ("plans", "replans", "plan_ms", "plan_origin", "planner_restarts")
 
@@ -97,7 +97,8 @@ def run(config: RunConfig, progress: Progress) -> dict[str, Any]:
 
     Returns:
         A report for ``json.dump``: rate, periods and lateness of the policy's control loop against its deadlines,
-        plans per second, inference time, time from an observation to its chunk (``delay_ms``), the rate at which
+        plans per second, chunks and those that were not ready when they were due, chunks by their number of denoising
+        steps, inference time, time from an observation to its chunk (``delay_ms``), the rate at which
         commands reached the robot, what the guard did, goals, falls, collisions, language errors (see `outcome`), the
         path as ``[t, x, y]`` and every command that reached the robot as ``[t, *command]``.
 

@@ -11,7 +11,10 @@ A bundle (suffix ``.kfb``) has these parts:
   per goal; ``policy.onnx`` takes its outputs in their place, behind the other observations.
 * Instead of these, for a composition of scores, ``encode.onnx`` and ``estimate.onnx`` of every parent. They run beside
   each other under the sampler of `policies.runtime.ensemble`, so that one that stalls does not stop the rest.
-* ``golden.npz``: one input and the output that was validated at export, replayed on every load.
+* ``policy@1.onnx``, ``policy@2.onnx`` and so on, where the bundle holds several numbers of steps: ``policy.onnx`` with
+  fewer of them, see `policies.runtime.any_step`. It has the most itself.
+* ``golden.npz``: one input and the output that was validated at export, replayed on every load; ``golden@1.npz`` and so
+  on likewise for fewer steps.
 * ``policy.safetensors`` and ``policy.json``: the policy itself, so that it can be composed or trained further. Driving
   a robot does not need them.
 * ``manifest.json``: the `Manifest`, with the SHA-256 of the other parts and of itself.
@@ -25,6 +28,7 @@ import importlib.metadata
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -40,15 +44,19 @@ from policies.manifest import (
     SETTINGS,
     WEIGHTS,
     Consensus,
+    CurvePoint,
     Latency,
     Manifest,
     Sampler,
     check_consensus,
     check_contract,
+    check_curve,
     cpu_name,
     sha256,
+    variant,
 )
-from policies.network import GOAL, Network, graph_inputs, graph_outputs, graph_types
+from policies.network import GOAL, Goal, Network, Runnable, graph_inputs, graph_outputs, graph_types, part
+from policies.runtime.any_step import AnyStep
 from policies.runtime.ensemble import Ensemble
 from policies.senses import outer, sense
 from policies.spec import Array, ContractError, Observation, Spec
@@ -64,6 +72,7 @@ __all__ = [
     "WEIGHTS",
     "Bundle",
     "Consensus",
+    "CurvePoint",
     "Latency",
     "Manifest",
     "Sampler",
@@ -108,6 +117,20 @@ class Bundle:
     def warning(self) -> str:
         """Which parents of a composition are left out, since when and why; empty when all is well."""
         return self._policy.warning
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of the newest chunk."""
+        return self._policy.steps if isinstance(self._policy, AnyStep) else self.manifest.sampler.steps
+
+    @property
+    def time_left_s(self) -> float:
+        """Seconds until the next chunk is due, infinite until it is set, see `AnyStep`."""
+        return self._policy.time_left_s
+
+    @time_left_s.setter
+    def time_left_s(self, seconds: float) -> None:
+        self._policy.time_left_s = seconds
 
     @property
     def patience_s(self) -> float:
@@ -163,16 +186,21 @@ class Bundle:
         manifest, members = _verified_parts(file)
         bundle = cls(manifest, {name: members[name] for name in manifest.graphs}, threads)
         usual, bundle.patience_s = bundle.patience_s, VERIFYING_S
-        bundle._replay(_read_golden(members[GOLDEN], manifest.spec))
+        by_steps: dict[int, Runnable] = {manifest.sampler.steps: bundle._policy}
+        if isinstance(bundle._policy, AnyStep):
+            by_steps |= bundle._policy.networks
+        for steps, name in manifest.golden.items():
+            with part(name):
+                bundle._replay(by_steps[steps], _read_golden(members[name], manifest.spec))
         bundle.patience_s = usual
         return bundle
 
-    def _replay(self, golden: Mapping[str, Array]) -> None:
+    def _replay(self, policy: Runnable, golden: Mapping[str, Array]) -> None:
         observation = {feature.name: golden[feature.name][0] for feature in self.manifest.spec.observations}
-        actions = self._policy.act(observation, *(golden[name][0] for name in ("noise", "committed", "hold")))
-        if self.warning:
-            raise BundleError(f"golden pair: {self.warning}; export again")
-        outputs = (actions, np.array(self.disagreement), np.array(self.arrival))
+        actions = policy.act(observation, *(golden[name][0] for name in ("noise", "committed", "hold")))
+        if policy.warning:
+            raise BundleError(f"golden pair: {policy.warning}; export again")
+        outputs = (actions, np.array(policy.disagreement), np.array(policy.arrival))
         for name, found in zip(graph_outputs(self.spec), outputs, strict=True):
             error = deviation(found, golden[name][0])
             if not error <= TOLERANCE:
@@ -192,6 +220,10 @@ class Bundle:
             f"  with {p.name}, weight {np.mean(p.weights):.2g}, sees {', '.join(p.observations)}"
             for p in (m.consensus.parents if m.consensus else ())
         ]
+        curve = [
+            f"  {p.steps} steps: {p.p50_ms:.2f} ms p50, {p.p99_ms:.2f} ms p99, {p.deviation:.3f} from the most steps"
+            for p in m.curve
+        ]
         return "\n".join(
             [
                 f"{m.name}, {spec.horizon} actions at {spec.rate_hz:g} Hz, {m.sampler.steps} sampler steps",
@@ -200,6 +232,7 @@ class Bundle:
                 *parents,
                 f"  {m.latency.p50_ms:.2f} ms p50, {m.latency.p99_ms:.2f} ms p99 at export "
                 f"({m.latency.threads} thread, {m.latency.cpu})",
+                *curve,
                 f"  {m.max_error:.1e} largest deviation from torch at export",
                 f"  kinoflow {m.kinoflow}, format {m.format}, graph {m.fingerprint}",
             ]
@@ -234,6 +267,8 @@ def write_bundle(
     max_error: float,
     provenance: Mapping[str, Any],
     consensus: Consensus | None = None,
+    curve: tuple[CurvePoint, ...] = (),
+    fewer: Mapping[int, Mapping[str, Array]] = MappingProxyType({}),
 ) -> Manifest:
     """Write a bundle in one step: a reader sees the old file or the whole new one, and equal content gives equal bytes.
 
@@ -254,6 +289,8 @@ def write_bundle(
         max_error: Largest `deviation` of ONNX Runtime from torch.
         provenance: Recipe, dataset hash, seeds: plain JSON values.
         consensus: Of a composition whose parents run beside each other.
+        curve: Of several numbers of steps, the fewest first.
+        fewer: Golden pairs of all of these but the last.
 
     Raises:
         BundleError: The content would not load.
@@ -261,8 +298,10 @@ def write_bundle(
     """
     check_contract(spec)
     check_consensus(consensus, spec)
-    pair = pack({f"{key}.npy": _to_npy(value) for key, value in golden.items()})
-    parts = {**graphs, GOLDEN: pair, WEIGHTS: weights, SETTINGS: settings}
+    check_curve(curve, sampler)
+    pairs = {GOLDEN: golden, **{variant(GOLDEN, steps): pair for steps, pair in fewer.items()}}
+    packed = {name: pack({f"{key}.npy": _to_npy(value) for key, value in pair.items()}) for name, pair in pairs.items()}
+    parts = {**graphs, **packed, WEIGHTS: weights, SETTINGS: settings}
     manifest = Manifest(
         format=FORMAT,
         kinoflow=importlib.metadata.version("kinoflow"),
@@ -277,6 +316,7 @@ def write_bundle(
         provenance=dict(provenance),
         parts={part: sha256(content) for part, content in parts.items()},
         consensus=consensus,
+        curve=curve,
     )
     content = pack({MANIFEST: manifest.to_bytes(), **parts})
     verified = Bundle._read(io.BytesIO(content), threads=1)
@@ -291,15 +331,22 @@ def deviation(actual: Array, expected: Array) -> float:
 
 def open_graphs(
     graphs: Mapping[str, bytes], spec: Spec, sampler: Sampler, consensus: Consensus | None, threads: int = 1
-) -> Network | Ensemble:
+) -> Network | AnyStep | Ensemble:
     """Load the graphs of a bundle.
 
     Raises:
         BundleError: A graph is damaged or does not fit the contract.
     """
-    if consensus is None:
-        return Network(graphs[GRAPH], spec, threads, graphs.get(GOAL))
-    return Ensemble(graphs, spec, sampler, consensus, threads)
+    if consensus is not None:
+        return Ensemble(graphs, spec, sampler, consensus, threads)
+    goal = Goal(graphs[GOAL], spec, threads) if GOAL in graphs else None
+    names = {steps: variant(GRAPH, steps) for steps in range(1, sampler.steps)} | {sampler.steps: GRAPH}
+    networks = {}
+    for steps, name in names.items():
+        if name in graphs:
+            with part(name):
+                networks[steps] = Network(graphs[name], spec, threads, goal)
+    return AnyStep(networks) if len(networks) > 1 else networks[sampler.steps]
 
 
 def _verified_parts(file: Path | BinaryIO) -> tuple[Manifest, dict[str, bytes]]:
@@ -307,10 +354,10 @@ def _verified_parts(file: Path | BinaryIO) -> tuple[Manifest, dict[str, bytes]]:
         raise BundleError("this is a planner; use kinoflow eval xdiffuser --planner, kinoflow plan or kinoflow run")
     members = unpack(file, lambda read: (MANIFEST, *Manifest.from_bytes(read(MANIFEST)).members))
     manifest = Manifest.from_bytes(members[MANIFEST])
-    for part in manifest.members:
-        found, recorded = sha256(members[part]), manifest.parts.get(part)
+    for name in manifest.members:
+        found, recorded = sha256(members[name]), manifest.parts.get(name)
         if found != recorded:
-            raise BundleError(f"{part} has SHA-256 {found}, the manifest records {recorded}; copy the bundle again")
+            raise BundleError(f"{name} has SHA-256 {found}, the manifest records {recorded}; copy the bundle again")
     return manifest, members
 
 

@@ -7,6 +7,8 @@ A composition of scores becomes two graphs per parent instead, so that the paren
 each other: ``encode`` takes the parent's own observations and returns its context as tensors c0, c1, ...; ``estimate``
 takes these, the chunk ``x`` of the composition and the index of the ``step``, and returns ``data`` and ``noise``. Unit
 conversion and alignment are inside.
+
+For several numbers of steps there is a graph each; the weights are in all of them.
 """
 
 from __future__ import annotations
@@ -33,12 +35,23 @@ from policies.archive import LIMIT, BundleError
 from policies.bundle import open_graphs, write_bundle
 from policies.composition import Composition
 from policies.flow import Estimate
-from policies.golden import compare
+from policies.golden import apart, compare
 from policies.head import head_name
-from policies.manifest import GRAPH, Consensus, Latency, Parent, Sampler, check_contract, parent_graphs
-from policies.network import GOAL, STEP, graph_inputs, graph_outputs, graph_types, open_session
+from policies.manifest import (
+    GRAPH,
+    Consensus,
+    CurvePoint,
+    Latency,
+    Parent,
+    Sampler,
+    check_contract,
+    parent_graphs,
+    variant,
+)
+from policies.network import GOAL, STEP, Runnable, graph_inputs, graph_outputs, graph_types, open_session
 from policies.norm import ACTION
 from policies.policy import Policy
+from policies.runtime.any_step import AnyStep
 from policies.spec import Array
 
 TIMED_CALLS = 100
@@ -54,6 +67,7 @@ class ExportReport:
         nodes: Nodes of all graphs after folding.
         max_error: Largest `deviation` of ONNX Runtime from torch over the compared inputs.
         latency: Of one chunk on this machine, one thread.
+        curve: Of several numbers of steps, the fewest first; empty if there is one.
     """
 
     path: Path
@@ -61,9 +75,17 @@ class ExportReport:
     nodes: int
     max_error: float
     latency: Latency
+    curve: tuple[CurvePoint, ...] = ()
 
 
-def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any], rounded: bool = False) -> ExportReport:
+def export(
+    policy: Policy,
+    path: str | Path,
+    *,
+    provenance: Mapping[str, Any],
+    rounded: bool = False,
+    steps: Sequence[int] = (),
+) -> ExportReport:
     """Export a policy; the policy itself is left as it is.
 
     Args:
@@ -72,24 +94,36 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any], r
         provenance: Recipe, dataset hash, seeds: plain JSON values.
         rounded: Round the head's weights to bfloat16; they are still computed with as float32, but the file deflates
             to less than half.
+        steps: Numbers of steps among which the bundle chooses at run time, see `policies.runtime.any_step`; those of
+            the policy by default.
 
     Raises:
         BundleError: ONNX Runtime and torch disagree, or contract or weights are not fit for a bundle.
     """
     check_contract(policy.spec)
-    _check_weights(policy)
-    policy = copy.deepcopy(policy).cpu()
+    *few, most = sorted({*steps}) or [policy.steps]
+    if few and isinstance(policy.head, Composition):
+        raise BundleError("a composition has one number of steps, that its parents share; export it without others")
+    _check_weights(policy, 1 + len(few))
+    policy = copy.deepcopy(policy).cpu().with_steps(most)
     if rounded:
         for weight in policy.head.parameters():
             weight.data = weight.data.bfloat16().to(weight.dtype)
     path = Path(path)
-    graphs, consensus = _graphs(policy.eval())
+    graphs, consensus = _graphs(policy)
+    fewer = {n: policy.with_steps(n) for n in few}
+    graphs |= {variant(GRAPH, n): _plan_graphs(fewer[n])[GRAPH] for n in few}
     sampler = Sampler(policy.steps, policy.grid, policy.temperature)
     content = {name: model.SerializeToString() for name, model in graphs.items()}
     network = open_graphs(content, policy.spec, sampler, consensus)
     golden, max_error = compare(policy, network)
-    network.warm_up(TIMED_CALLS // 10)
-    latency = Latency.of(network.latency(TIMED_CALLS), threads=1)
+    latency, pairs, curve = _latency(network), {}, []
+    if isinstance(network, AnyStep):
+        for n, other in fewer.items():
+            pairs[n], error = compare(other, network.networks[n])
+            max_error = max(max_error, error)
+            curve.append(_point(n, _latency(network.networks[n]), apart(policy, other)))
+        curve.append(_point(most, latency, 0.0))
     write_bundle(
         path,
         content,
@@ -103,21 +137,33 @@ def export(policy: Policy, path: str | Path, *, provenance: Mapping[str, Any], r
         max_error=max_error,
         provenance=provenance,
         consensus=consensus,
+        curve=tuple(curve),
+        fewer=pairs,
     )
     nodes = sum(len(model.graph.node) for model in graphs.values())
-    return ExportReport(path, path.stat().st_size, nodes, max_error, latency)
+    return ExportReport(path, path.stat().st_size, nodes, max_error, latency, tuple(curve))
 
 
-def _check_weights(policy: Policy) -> None:
+def _latency(network: Runnable) -> Latency:
+    network.warm_up(TIMED_CALLS // 10)
+    return Latency.of(network.latency(TIMED_CALLS), threads=1)
+
+
+def _point(steps: int, latency: Latency, deviation: float) -> CurvePoint:
+    return CurvePoint(steps, latency.p50_ms, latency.p99_ms, deviation)
+
+
+def _check_weights(policy: Policy, graphs: int) -> None:
     weights = policy.state_dict()
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise BundleError(f"{broken[0]} is not finite; training diverged, export an earlier or another policy")
     size = sum(value.nbytes for value in weights.values())
-    if 2 * size > LIMIT:
+    copies = graphs + 1
+    if copies * size > LIMIT:
         raise BundleError(
-            f"the policy has {size} bytes of weights, which a bundle holds twice, in its graphs and to train on; "
-            f"its limit is {LIMIT}, so train a network of at most {LIMIT // 2}"
+            f"the policy has {size} bytes of weights, which a bundle holds {copies} times, in its graphs and to train "
+            f"on; its limit is {LIMIT}, so train a network of at most {LIMIT // copies}"
         )
 
 

@@ -48,6 +48,17 @@ def compare(policy: Policy, network: Runnable) -> tuple[dict[str, Array], float]
     return cases[CASES // 2], errors[worst]
 
 
+def apart(policy: Policy, other: Policy) -> float:
+    """RMS difference of the chunks of two policies of one head from the same inputs, in normal units; none is held."""
+    rng, free = np.random.default_rng(0), np.zeros(policy.spec.horizon, np.float32)
+    cases = [draw(policy, rng, free) for _ in range(CASES)]
+    *seen, noise, committed, hold = (torch.cat([case[name] for case in cases]) for name in cases[0])
+    with torch.inference_mode():
+        plans = [each.plan(_named(policy, seen), noise, committed, hold).actions for each in (policy, other)]
+    mine, theirs = (policy.normaliser.normalise(ACTION, actions) for actions in plans)
+    return float((mine - theirs).square().mean().sqrt())
+
+
 def holds(horizon: int) -> list[Array]:
     """Hold weights from none to all of the chunk, with hard and soft ends."""
     return [hold_weights(horizon, index * horizon // (CASES - 1), index % 3) for index in range(CASES)]

@@ -53,8 +53,7 @@ def load_trained(path: str) -> Policy:
         return Policy.load(Path(path))
     stepped = re.fullmatch(r"(.+)@(\d+)", path)
     if stepped:
-        policy = load_trained(stepped[1])
-        return Policy(policy.head, policy.normaliser, int(stepped[2]), policy.temperature).eval()
+        return load_trained(stepped[1]).with_steps(int(stepped[2]))
     summed = re.fullmatch(r"(mean)?\((.+)\)", path)
     if summed:
         return _composed(summed[2], level="action" if summed[1] else "score")

@@ -8,7 +8,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from policies.spec import Array, Spec
 FORMAT = 3
 MANIFEST, GRAPH, GOLDEN = "manifest.json", "policy.onnx", "golden.npz"
 WEIGHTS, SETTINGS = "policy.safetensors", "policy.json"
+OPTIONAL = {"consensus", "curve"}  # fields that are not in the file where there is nothing to say
 SI_SYMBOL = "1|m|s|kg|A|K|mol|cd|rad|sr|Hz|N|Pa|J|W|C|V|F|Ohm|S|Wb|T|H|lm|lx"
 
 
@@ -48,6 +49,23 @@ class Latency:
         """Summarise measured ``(n,)`` seconds of this machine."""
         p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
         return cls(float(p50), float(p99), threads, cpu_name())
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What one of several numbers of steps costs and gives.
+
+    Args:
+        steps: Network evaluations.
+        p50_ms: Time of one chunk at export.
+        p99_ms: Likewise.
+        deviation: RMS difference of its chunks from those of the most steps from the same noise, in normal units.
+    """
+
+    steps: int
+    p50_ms: float
+    p99_ms: float
+    deviation: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,7 @@ class Manifest:
         provenance: Recipe, dataset hash, seeds: plain JSON values.
         parts: SHA-256 per part.
         consensus: Of a composition whose parents run beside each other; otherwise not in the file.
+        curve: Of a bundle with several numbers of steps, the fewest first; otherwise not in the file.
     """
 
     format: int
@@ -128,18 +147,26 @@ class Manifest:
     provenance: dict[str, Any]
     parts: dict[str, str]
     consensus: Consensus | None = None
+    curve: tuple[CurvePoint, ...] = ()
 
     @property
     def graphs(self) -> tuple[str, ...]:
         """Names of the parts that are graphs."""
         if self.consensus:
             return tuple(name for index in range(len(self.consensus.parents)) for name in parent_graphs(index))
-        return (GOAL, GRAPH) if GOAL in self.parts else (GRAPH,)
+        fewer = tuple(variant(GRAPH, point.steps) for point in self.curve[:-1])
+        return ((GOAL, GRAPH) if GOAL in self.parts else (GRAPH,)) + fewer
 
     @property
     def members(self) -> tuple[str, ...]:
         """Names of all parts but the manifest."""
-        return (*self.graphs, GOLDEN, WEIGHTS, SETTINGS)
+        return (*self.graphs, *self.golden.values(), WEIGHTS, SETTINGS)
+
+    @property
+    def golden(self) -> dict[int, str]:
+        """Names of the parts that are golden pairs, by the steps they are about."""
+        fewer = {point.steps: variant(GOLDEN, point.steps) for point in self.curve[:-1]}
+        return {self.sampler.steps: GOLDEN, **fewer}
 
     @property
     def fingerprint(self) -> str:
@@ -157,8 +184,9 @@ class Manifest:
             data = json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise BundleError(f"the manifest takes finite numbers, strings, lists and dictionaries: {error}") from error
-        if self.consensus is None:
-            del data["consensus"]
+        for optional in OPTIONAL:
+            if not data[optional]:
+                del data[optional]
         return json.dumps({**data, "digest": _digest(data)}, indent=1).encode()
 
     @classmethod
@@ -175,14 +203,23 @@ class Manifest:
             nested = {"spec": Spec.from_json(data["spec"]), "sampler": sampler, "latency": Latency(**data["latency"])}
             if "consensus" in data:
                 nested["consensus"] = Consensus.from_json(data["consensus"])
+            if "curve" in data:
+                nested["curve"] = tuple(CurvePoint(**point) for point in data["curve"])
             manifest = cls(**{**data, **shapes, **nested})
             check_contract(manifest.spec)
             check_consensus(manifest.consensus, manifest.spec)
+            check_curve(manifest.curve, manifest.sampler)
         except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{MANIFEST} does not follow format {FORMAT}: {error}; export it again") from error
         if manifest.inputs != graph_inputs(manifest.spec) or manifest.outputs != graph_outputs(manifest.spec):
             raise BundleError(f"{MANIFEST}: inputs and outputs differ from the contract; export the policy again")
         return manifest
+
+
+def variant(part: str, steps: int) -> str:
+    """Name of what takes the place of a part for fewer steps, for example ``policy@2.onnx``."""
+    stem, _, suffix = part.partition(".")
+    return f"{stem}@{steps}.{suffix}"
 
 
 def parent_graphs(index: int) -> tuple[str, str]:
@@ -241,6 +278,17 @@ def check_consensus(consensus: Consensus | None, spec: Spec) -> None:
         raise BundleError("the weights of the parents do not sum to 1; export it again")
 
 
+def check_curve(curve: Sequence[CurvePoint], sampler: Sampler) -> None:
+    """Check that a curve leads from the fewest steps to those of the sampler.
+
+    Raises:
+        BundleError: It does not.
+    """
+    steps = [point.steps for point in curve]
+    if curve and not (steps == sorted({*steps}) and steps[0] >= 1 and steps[-1] == sampler.steps):
+        raise BundleError(f"the curve has {steps} steps, they must rise to the sampler's {sampler.steps}; export again")
+
+
 def is_si(unit: str) -> bool:
     """Whether a unit is a product of SI symbols such as ``m/s^2``, or a comma-separated list of those."""
     factor = rf"({SI_SYMBOL})(\^-?[1-9])?"
@@ -272,7 +320,7 @@ def _verified_json(content: bytes, fields: set[str]) -> dict[str, Any]:
             f"format version is {data['format']}, this kinoflow reads {FORMAT}; export the policy again, from its run "
             f"directory or from one into which you unzip {WEIGHTS} and {SETTINGS} of this bundle"
         )
-    differing = ({*fields, "digest"} ^ data.keys()) - {"consensus"}
+    differing = ({*fields, "digest"} ^ data.keys()) - OPTIONAL
     if differing:
         raise BundleError(f"{MANIFEST} has missing or unknown fields {sorted(differing)}; export the policy again")
     recorded, found = data.pop("digest"), _digest(data)

@@ -58,6 +58,8 @@ class Runnable(ABC):
         """What is amiss although there are chunks, empty when all is well."""
         self.patience_s = math.inf
         """How long a chunk may wait for the parents of a composition, in seconds; other policies wait for nobody."""
+        self.time_left_s = math.inf
+        """Seconds until the next chunk is due, set before `act`; only `AnyStep` takes fewer steps to keep it."""
         names, shapes = [feature.name for feature in spec.observations], graph_inputs(spec)
         self._chunk_shapes = {name: shape[1:] for name, shape in shapes.items() if name not in names}
         types = graph_types(spec)
@@ -105,16 +107,16 @@ class Network(Runnable):
         graph: Serialised ONNX model with the inputs and outputs of a bundle.
         spec: Contract the graphs must fit.
         threads: Threads of ONNX Runtime; one keeps the jitter low.
-        goal: Serialised ONNX model from the constant features to what the first one takes in their place.
+        goal: What hands over something else in place of the constant features.
 
     Raises:
         BundleError: A graph is damaged, refers to data outside the bundle, or differs from the contract.
     """
 
-    def __init__(self, graph: bytes, spec: Spec, threads: int = 1, goal: bytes | None = None) -> None:
+    def __init__(self, graph: bytes, spec: Spec, threads: int = 1, goal: Goal | None = None) -> None:
         super().__init__(spec)
         types = graph_types(spec)
-        self._goal = None if goal is None else _Goal(goal, spec, threads)
+        self._goal = goal
         self._session = open_session(graph, threads)
         taken, digested = self._taken(), self._goal.types if self._goal else {}
         check_signature("input", self._session.get_inputs(), taken, types | digested)
@@ -143,8 +145,17 @@ class Network(Runnable):
         return actions[0]
 
 
-class _Goal:
-    """What a graph of its own makes of the constant features; it runs again when one of them has changed."""
+class Goal:
+    """What a graph of its own makes of the constant features; it runs again when one of them has changed.
+
+    Args:
+        graph: Serialised ONNX model.
+        spec: Contract of the policy.
+        threads: Threads of ONNX Runtime.
+
+    Raises:
+        BundleError: The graph is damaged, or differs from the contract.
+    """
 
     def __init__(self, graph: bytes, spec: Spec, threads: int) -> None:
         inputs, types = graph_inputs(spec), graph_types(spec)

@@ -84,6 +84,10 @@ class Policy(nn.Module):
         """The contract the head was built for."""
         return self.head.spec
 
+    def with_steps(self, steps: int) -> Policy:
+        """The same policy with another number of denoising steps; they share their weights."""
+        return Policy(self.head, self.normaliser, steps, self.temperature).eval()
+
     def plan(self, observation: Mapping[str, Tensor], noise: Tensor, committed: Tensor, hold_weights: Tensor) -> Plan:
         """Plan a batch of chunks.
 

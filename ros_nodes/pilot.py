@@ -204,7 +204,10 @@ class Pilot:
         """Return percentiles in ms of inference, hand-over and age of the chunk, and what else is said of the plans."""
         samples = {"inference_ms": self._inferences, "delay_ms": self._delays, "chunk_age_ms": self._chunk_ages}
         timing = {name: Percentiles.of(1e3 * np.array(list(values)))._asdict() for name, values in samples.items()}
-        plans = {"plan_rate_hz": round(mean_rate(self._planned.copy()), 3), "arrived": self.arrived}
+        plans: dict[str, Any] = {"plan_rate_hz": round(mean_rate(self._planned.copy()), 3), "arrived": self.arrived}
+        taken = dict(sorted(self._runner.taken.items()))
+        plans |= {"chunks": sum(taken.values()), "chunk_misses": self._runner.misses}
+        plans["steps"] = {str(steps): chunks for steps, chunks in taken.items()}
         plans["arrival"] = round(self._runner.arrival, 4)
         return {**timing, **plans, "disagreement": round(self._runner.disagreement, 4), "warning": self.warning}
 

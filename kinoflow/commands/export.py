@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import tyro
 
 from kinoflow.console import show
 from policies.bundle import Bundle
+from policies.checks import at_least
 from policies.export import export
 from policies.load import load_trained
 
@@ -19,6 +21,7 @@ def command(
     policy: tyro.conf.Positional[str],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     rounded: bool = False,
+    steps: tuple[int, ...] = (),
     json: bool = False,
 ) -> None:
     """Write a policy as one verified bundle; of a training run that is the best one.
@@ -27,11 +30,13 @@ def command(
         policy: Run directory of kinoflow train or import, bundle, lerobot:DIRECTORY or composition "(0.6*A + 0.4*B)".
         out: Bundle to write (.kfb).
         rounded: Round weights to bfloat16: the file is less than half as large. Evaluate the bundle, not the run.
+        steps: Numbers of steps to choose from at run time, as many as there is time for; else those of the policy.
         json: Print JSON.
     """
+    at_least(1, steps=min(steps, default=1))
     trained = load_trained(policy)
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = export(trained, out, provenance=provenance_of(policy), rounded=rounded)
+    report = export(trained, out, provenance=provenance_of(policy), rounded=rounded, steps=steps)
     result = {
         "bundle": str(out),
         "bytes": report.size,
@@ -39,6 +44,7 @@ def command(
         "max_error": report.max_error,
         "p50_ms": report.latency.p50_ms,
         "p99_ms": report.latency.p99_ms,
+        **({"curve": [asdict(point) for point in report.curve]} if report.curve else {}),
     }
     show(result, json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 
 import numpy as np
 
@@ -23,6 +24,9 @@ class Runner:
 
     Each control tick calls `plan` and then `command`; `observe` is called whenever there is an observation. All times
     are on one clock, that of the observation stamps. `command` never waits and may run in another thread.
+
+    A chunk is due one planning period after its request, so that the next one can be asked for in time. One that is not
+    ready by then is a miss; it takes over all the same.
 
     One request is in flight at a time, so every request carries the newest observation. All chunks towards one goal
     start from the same noise, which keeps successive chunks in the same mode.
@@ -56,6 +60,10 @@ class Runner:
         """Which parents of a composition are left out, since when and why; empty while all is well."""
         self.arrival = 0.0
         """Probability at the newest chunk that the robot is where it shall stop; 0 for policies that do not say."""
+        self.taken: Counter[int] = Counter()
+        """Chunks so far, by the number of their denoising steps; 0 for policies that do not say."""
+        self.misses = 0
+        """How many of these chunks were not ready when they were due."""
         self._stoppable = all(unit.endswith("/s") for unit in worker.spec.action.units)
         self._latch = StopLatch()
         self._worker, self._buffer, self._rng = worker, buffer, rng
@@ -123,7 +131,8 @@ class Runner:
         if self._noise is None:
             self._noise = self._rng.standard_normal(spec.noise_shape, dtype=np.float32)
         committed, hold = self._buffer.committed(stamp)
-        self._in_flight = self._worker.submit(Request(stamp, self._history.window(), self._noise, committed, hold))
+        request = Request(stamp, self._history.window(), self._noise, committed, hold, self._period_s)
+        self._in_flight = self._worker.submit(request)
         self._planned = stamp
         on_grid = self._next + self._period_s
         self._next = on_grid if on_grid > now else now + self._period_s
@@ -144,6 +153,8 @@ class Runner:
             self.error = "the policy returned actions that are not finite; check its normalisation and its checkpoint"
         if not self.error:
             self.arrival = result.arrival
+            self.taken[result.steps] += 1
+            self.misses += result.missed
             if self._stoppable:
                 self._latch.update(result.arrival)
             actions = np.zeros_like(result.actions) if self.arrived else result.actions

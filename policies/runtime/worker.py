@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import math
 import multiprocessing
 import os
 import signal
@@ -27,7 +28,7 @@ from policies.runtime.slot import HEADER_BYTES, Memory, Slot
 from policies.spec import Array, ChunkPolicy, ContractError, Observation, Spec
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_NUMBERS = ("stamp", "seconds", "disagreement", "arrival")
+_NUMBERS = ("stamp", "seconds", "disagreement", "arrival", "steps", "missed")
 _TEXT_BYTES, _CLOSE_S = 1024, 1.0
 
 
@@ -45,6 +46,7 @@ class Request:
         noise: ``(past + H, A)``.
         committed: ``(H, A)``.
         hold: ``(H,)``.
+        time_left_s: Seconds until the chunk is due. In simulated time, where nobody is late, it is not heeded.
     """
 
     stamp: float
@@ -52,6 +54,7 @@ class Request:
     noise: Array
     committed: Array
     hold: Array
+    time_left_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Result:
         disagreement: Between the parents of a composition, in normal units; 0 for other policies.
         warning: Which parents of a composition are left out, since when and why; empty when all is well.
         arrival: Probability that the robot is where it shall stop; 0 for policies that do not say.
+        steps: Denoising steps; 0 for policies that do not say.
+        missed: Whether the chunk was not ready when it was due.
     """
 
     sequence: int
@@ -77,6 +82,8 @@ class Result:
     disagreement: float = 0.0
     warning: str = ""
     arrival: float = 0.0
+    steps: int = 0
+    missed: bool = False
 
 
 class Worker(Protocol):
@@ -166,9 +173,12 @@ class BatchWorker:
         policy, begin = asked[0][0]._policy, time.perf_counter()
         chunks = policy.act_batch([(r.observation, r.noise, r.committed, r.hold) for _, r in asked])
         seconds = (time.perf_counter() - begin) / len(asked)
-        doubt, arrivals = policy.disagreement, getattr(policy, "arrivals", np.zeros(len(asked)))
+        doubt, _, _, steps = _remarks(policy)
+        arrivals = getattr(policy, "arrivals", np.zeros(len(asked)))
         for (worker, request), actions, arrival in zip(asked, chunks, arrivals.tolist(), strict=True):
-            worker._result = Result(worker._sequence, request.stamp, actions, seconds, "", doubt, arrival=arrival)
+            worker._result = Result(
+                worker._sequence, request.stamp, actions, seconds, "", doubt, arrival=arrival, steps=steps
+            )
             worker._request = None
 
 
@@ -251,6 +261,7 @@ class InferenceWorker:
             record[name] = getattr(request, name)
         for feature in self.spec.observations:
             record["observation"][feature.name] = request.observation[feature.name]
+        record["due"] = time.monotonic() + request.time_left_s
         sequence = self._requests.publish()
         # A full pipe means that the worker will wake anyway, a broken one that it is dead, which `alive` tells.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -263,8 +274,9 @@ class InferenceWorker:
             return None
         record = self._results.record
         error, warning = (bytes(record[name]).decode("utf-8", "ignore") for name in ("error", "warning"))
-        stamp, seconds, doubt, arrival = (float(record[name]) for name in _NUMBERS)
-        return Result(int(record["request"]), stamp, record["actions"].copy(), seconds, error, doubt, warning, arrival)
+        stamp, seconds, doubt, arrival, steps, missed = (float(record[name]) for name in _NUMBERS)
+        number, actions = int(record["request"]), record["actions"].copy()
+        return Result(number, stamp, actions, seconds, error, doubt, warning, arrival, int(steps), bool(missed))
 
     def close(self) -> None:
         """End the process, by force after one second. May be called again."""
@@ -285,7 +297,7 @@ def _ask(spec: Spec) -> np.dtype:
     observation = np.dtype([(f.name, f.dtype, (spec.samples(f), *f.shape)) for f in spec.observations])
     shapes = {"noise": spec.noise_shape, "committed": chunk, "hold": chunk[:1]}
     arrays = [(name, np.float32, shape) for name, shape in shapes.items()]
-    return np.dtype([("stamp", np.float64), ("observation", observation), *arrays])
+    return np.dtype([("stamp", np.float64), ("due", np.float64), ("observation", observation), *arrays])
 
 
 def _answer(spec: Spec) -> np.dtype:
@@ -354,6 +366,8 @@ def _load(path: str, loader: str, spec: Spec) -> ChunkPolicy:
 
 def _warm_up(policy: ChunkPolicy, count: int) -> list[float]:
     """Seconds of ``count`` inferences on zeros, of one at least."""
+    if hasattr(policy, "warm_up"):  # also of what these do not use
+        policy.warm_up(count)
     record, times = np.zeros(1, _ask(policy.spec))[0], []
     for _ in range(max(1, count)):
         begin = time.perf_counter()
@@ -380,20 +394,25 @@ def _act(policy: ChunkPolicy, record: np.void) -> Array:
 def _respond(policy: ChunkPolicy, requests: Slot, results: Slot) -> None:
     result = results.record
     result["request"], result["stamp"], result["error"] = requests.sequence, requests.record["stamp"], b""
+    due = float(requests.record["due"])
+    if hasattr(policy, "time_left_s"):
+        policy.time_left_s = due - time.monotonic()  # one clock for all processes
     begin = time.perf_counter()
     try:
         result["actions"] = _act(policy, requests.record)
     except Exception as error:
         result["actions"], result["error"] = 0.0, describe(error).encode()
     result["seconds"] = time.perf_counter() - begin
-    result["disagreement"], warning, result["arrival"] = _remarks(policy)
-    result["warning"] = warning.encode()
+    result["disagreement"], warning, result["arrival"], result["steps"] = _remarks(policy)
+    result["warning"], result["missed"] = warning.encode(), time.monotonic() > due
     results.publish()
 
 
-def _remarks(policy: ChunkPolicy) -> tuple[float, str, float]:
-    """Disagreement, warning and arrival of a policy; one that says nothing of the kind need not have them."""
-    return getattr(policy, "disagreement", 0.0), getattr(policy, "warning", ""), getattr(policy, "arrival", 0.0)
+def _remarks(policy: ChunkPolicy) -> tuple[float, str, float, int]:
+    """Disagreement, warning, arrival and steps of a policy; one that says nothing of the kind need not have them."""
+    usual: dict[str, Any] = {"disagreement": 0.0, "warning": "", "arrival": 0.0, "steps": 0}
+    doubt, warning, arrival, steps = (getattr(policy, name, value) for name, value in usual.items())
+    return doubt, warning, arrival, steps
 
 
 def describe(error: Exception) -> str:

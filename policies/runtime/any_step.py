@@ -2,7 +2,7 @@
 
 A number of steps is expected to take the shortest time it ever took, times a slow-down that all of them share. On a
 busy machine a chunk waits between time slices of others, so that its time has no mean worth knowing. The slow-down
-follows a quantile instead, the one that only a small share of the chunks exceeds: it doubles after a chunk that took
+follows a quantile instead, the one that only a small share of the chunks exceeds: it grows by half after a chunk that took
 longer than expected and shrinks a little after every other, which makes that share come out right whatever the times
 are and however they change (adaptive conformal inference, arXiv 2106.00170).
 """
@@ -18,6 +18,8 @@ from policies.spec import Array, Observation
 
 EXCEEDED = 0.02
 """Share of the chunks that may take longer than expected; most of these are in time nevertheless."""
+_GROWTH = 1.5
+_DECAY = _GROWTH ** (-EXCEEDED / (1 - EXCEEDED))
 
 
 class AnyStep(Runnable):
@@ -62,7 +64,7 @@ class AnyStep(Runnable):
     def _note(self, seconds: float) -> None:
         expected_s = self.expected_s(self.steps)
         if seconds <= expected_s:
-            self.slow_down = max(1.0, self.slow_down * 2 ** (-EXCEEDED / (1 - EXCEEDED)))
+            self.slow_down = max(1.0, self.slow_down * _DECAY)
         elif expected_s <= self.time_left_s:  # otherwise there is nothing fewer to take
-            self.slow_down *= 2
+            self.slow_down *= _GROWTH
         self._shortest_s[self.steps] = min(self._shortest_s[self.steps], seconds)

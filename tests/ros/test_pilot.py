@@ -104,6 +104,7 @@ def test_commands_follow_the_goal_in_the_base_frame(bench: Bench) -> None:
     assert bench.run(0.2) == [0.5] * 10
     assert len(bench.policy.seen) == 12 and bench.pilot.commands == 60
     assert bench.pilot.report()["chunk_age_ms"]["max"] == pytest.approx(80)
+    assert bench.pilot.report() | {"chunks": 12, "chunk_misses": 0, "steps": {"0": 12}} == bench.pilot.report()
 
 
 def test_goal_is_seen_from_the_base() -> None:

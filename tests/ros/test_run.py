@@ -49,6 +49,7 @@ def assert_report(report: dict[str, Any]) -> None:
         assert set(report[name]) == {"p50", "p99", "max"} and report[name]["p50"] <= report[name]["max"]
     assert report["rate_hz"] > 0 and report["received_hz"] > 0 and report["commands"] > 0
     assert report["deadline_misses"] >= 0 and report["scheduling"]
+    assert sum(report["steps"].values()) == report["chunks"] >= report["chunk_misses"] >= 0 < report["chunks"]
     assert report["guard"]["fault"] is None and report["guard"]["interventions"]["non_finite"] == 0
     times, path = np.array(report["path"])[:, 0], np.array(report["path"])[:, 1:]
     assert (np.diff(times) > 0).all() and np.abs(path).max() < 5

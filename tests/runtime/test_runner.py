@@ -198,6 +198,19 @@ def test_warning_of_the_policy_is_that_of_its_newest_chunk() -> None:
     assert runner.warning == ""
 
 
+def test_chunks_are_due_one_planning_period_after_their_request_and_counted_by_steps() -> None:
+    worker = Scripted()
+    runner, _ = make(worker=worker)
+    for number, (steps, missed) in enumerate([(4, False), (1, False), (1, True)], start=1):
+        step(runner, 0.1 * number)
+        worker.answer(number, 0.5)
+        assert worker.result is not None
+        worker.result = dataclasses.replace(worker.result, steps=steps, missed=missed)
+    step(runner, 0.4)
+    assert runner.taken == {4: 1, 1: 2} and runner.misses == 1
+    assert [request.time_left_s for request in worker.requests] == [pytest.approx(0.1)] * 4
+
+
 def arrive(runner: Runner, start: float, *arrivals: float) -> list[np.ndarray | None]:
     """One tick per action of a chunk that wants 0.5; the image says how sure the policy is."""
     commands = []

@@ -4,9 +4,9 @@ Run: python -m benchmarks.deadlines FIXED.kfb ANY.kfb --json docs/results/deadli
 
 A head with a fixed number of steps and one that may choose drive the same episodes of Nav-v0 with the wheeled base, in
 turn, in real time: commands leave at 50 Hz, inference is a process of its own. Busy processes of the same priority are
-pinned evenly to all cores. The heads of Nav-v0 are small, so a new chunk is asked for at every command: within 20 ms, as
-a large head would have to answer within the period of its scanner. A chunk that is not ready after one period is a miss;
-it is executed all the same, and the next one is asked for later.
+pinned evenly to all cores. The heads of Nav-v0 are small, so a new chunk is asked for at every command and has 20 ms,
+as if the head were larger and the rate that of its scanner. A chunk that is not ready by then is a miss; it is executed
+all the same, and the next one is asked for later.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from policies.composition import compose
 from policies.export import ExportReport, export
 from policies.load import LOADER
 from policies.manifest import check_curve, variant
-from policies.network import Network
 from policies.runtime.any_step import AnyStep
 from policies.runtime.worker import InferenceWorker, Request, Result
 from policies.spec import Array
@@ -83,7 +82,7 @@ def test_a_graph_that_computes_something_else_is_refused_by_name(
     assert isinstance(policy, AnyStep)
     policy.networks[2] = policy.networks[1]
     monkeypatch.setattr("policies.bundle.open_graphs", lambda *_: policy)
-    with pytest.raises(BundleError, match="golden@2.npz: golden pair: actions differ by"):
+    with pytest.raises(BundleError, match=r"golden@2\.npz: golden pair: actions differ by"):
         Bundle.load(report.path)
 
 

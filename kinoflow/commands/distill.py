@@ -47,7 +47,8 @@ def command(
 ) -> None:
     """Train a policy once more so that fewer steps do; then a table of both in paired episodes, with their latency.
 
-    The student of a method is the run OUT/METHOD, the bundles that are compared are OUT/METHOD@STEPS.kfb.
+    The student of a method is the run OUT/METHOD and the bundle OUT/METHOD.kfb, which takes as many of the steps as
+    there is time for; the bundles that are compared are OUT/METHOD@STEPS.kfb.
 
     Args:
         policy: Run directory of kinoflow train, or bundle.
@@ -77,6 +78,7 @@ def command(
         with progress_bar(f"distilling: {name}") as progress:
             Distiller(recipe, episode_file, resume and (out / name / STATE).exists()).run(None, progress)
         drivers |= {f"{name}@{n}": load_trained(f"{out / name}@{n}") for n in steps}
+        export(load_trained(str(out / name)), out / f"{name}.kfb", provenance=provenance_of(str(out / name)), steps=steps)
     sources: dict[str, Path] = {"teacher": policy, **{name: out / name for name in method}}
     rows, covered = _compared(drivers, sources, out, episode_file, episodes), _covered(drivers, episode_file)
     result = {

@@ -2,9 +2,9 @@
 
 A number of steps is expected to take the shortest time it ever took, times a slow-down that all of them share. On a
 busy machine a chunk waits between time slices of others, so that its time has no mean worth knowing. The slow-down
-follows a quantile instead, the one that only a small share of the chunks exceeds: it grows by half after a chunk that took
-longer than expected and shrinks a little after every other, which makes that share come out right whatever the times
-are and however they change (adaptive conformal inference, arXiv 2106.00170).
+follows a quantile instead, the one that only a small share of the chunks exceeds: it grows by half after a chunk that
+took longer than expected and shrinks a little after every other, which makes that share come out right whatever the
+times are and however they change (adaptive conformal inference, arXiv 2106.00170).
 """
 
 from __future__ import annotations

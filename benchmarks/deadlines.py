@@ -4,9 +4,9 @@ Run: python -m benchmarks.deadlines FIXED.kfb ANY.kfb --json docs/results/deadli
 
 A head with a fixed number of steps and one that may choose drive the same episodes of Nav-v0 with the wheeled base, in
 turn, in real time: commands leave at 50 Hz, inference is a process of its own. Busy processes of the same priority are
-pinned evenly to all cores. The heads of Nav-v0 are small, so a new chunk is asked for at every command and has 20 ms,
-as if the head were larger and the rate that of its scanner. A chunk that is not ready by then is a miss; it is executed
-all the same, and the next one is asked for later.
+pinned evenly to all cores. The heads of Nav-v0 are small, so chunks are asked for at a higher rate than its scanner's,
+as if the heads were larger; a chunk has one period. One that is not ready by then is a miss; it is executed all the
+same, and the next one is asked for later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from policies.runtime.runner import Runner
 from policies.runtime.worker import InferenceWorker, end_with_parent
 from policies.spec import Array, Observation
 
-PLAN_HZ = 50.0
 MAX_CHUNK_AGE_S = 0.5
 WARM_UP = 20
 
@@ -45,17 +44,18 @@ Row = dict[str, Any]
 
 
 class Planning(PolicyDriver):
-    """Asks for a chunk at every command, and notes how old those are that it executes.
+    """Asks for chunks at a rate of its own, and notes how old those are that it executes.
 
     Args:
         worker: Runs the policy.
         seed: Seed of the sampling noise.
+        rate_hz: Chunks per second.
     """
 
-    def __init__(self, worker: InferenceWorker, seed: int) -> None:
+    def __init__(self, worker: InferenceWorker, seed: int, rate_hz: float) -> None:
         super().__init__(worker, seed, whole=False)
         buffer = ChunkBuffer(worker.spec, MAX_CHUNK_AGE_S)
-        self.runner = Runner(worker, buffer, np.random.default_rng(seed), PLAN_HZ)
+        self.runner = Runner(worker, buffer, np.random.default_rng(seed), rate_hz)
         self.ages_ms: list[float] = []
 
     def command(self, observation: Observation, now: float) -> Array | None:
@@ -72,6 +72,7 @@ def main(
     episodes: int = 30,
     seed: int = 0,
     burners: int = 2,
+    plan_hz: float = 50.0,
 ) -> None:
     """Drive the same episodes with both heads beside busy processes.
 
@@ -82,6 +83,7 @@ def main(
         episodes: Seeds per head.
         seed: The first one.
         burners: Busy processes per core.
+        plan_hz: Chunks per second, up to 50.
     """
     check(json, seed, episodes=episodes)
     rows: dict[str, list[Row]] = {"fixed": [], "any-step": []}
@@ -99,12 +101,12 @@ def main(
         for episode in range(seed, seed + episodes):
             for name in (*rows,)[:: 1 if episode % 2 else -1]:  # neither is always the first
                 env.reset(seed=episode)
-                rows[name].append(drive(env, workers[name], episode))
+                rows[name].append(drive(env, workers[name], episode, plan_hz))
                 bar(sum(map(len, rows.values())), 2 * episodes)
     env.close()
     result = {
         **{"env": "kinoflow/Nav-v0", "episodes": episodes, "seed": seed, "burners_per_core": burners},
-        **{"cores": len(os.sched_getaffinity(0)), "cpu": cpu_name(), "plan_hz": PLAN_HZ},
+        **{"cores": len(os.sched_getaffinity(0)), "cpu": cpu_name(), "plan_hz": plan_hz, "load": os.getloadavg()[0]},
         "heads": {name: {"bundle": paths[name].name, **summary(of_head)} for name, of_head in rows.items()},
         "rows": rows,
     }
@@ -135,9 +137,9 @@ def _burn(core: int) -> None:
         pass
 
 
-def drive(env: Any, worker: InferenceWorker, seed: int) -> Row:
+def drive(env: Any, worker: InferenceWorker, seed: int, plan_hz: float) -> Row:
     """Drive one episode in real time."""
-    driver = Planning(worker, seed)
+    driver = Planning(worker, seed, plan_hz)
     row, loop = run_realtime(env, driver, seed)
     return {
         **{"seed": seed, "success": row.success, "time_s": row.time_s, **row.metrics},
@@ -168,7 +170,8 @@ def summary(rows: Sequence[Row]) -> Row:
 
 def as_text(result: Row) -> str:
     """A table with a line per head."""
-    text = [f"{result['episodes']} episodes, {result['burners_per_core']} busy processes per core"]
+    beside = f"{result['burners_per_core']} busy processes per core, {result['plan_hz']:g} chunks/s wanted"
+    text = [f"{result['episodes']} episodes, {beside}"]
     text += [f"{'':<10} {'success (95 %)':<21} commands/s  missed  chunks/s  missed    age p50 / p99 ms  steps"]
     for name, row in result["heads"].items():
         rate, age = row["success"], row["chunk_age_ms"]

@@ -20,6 +20,7 @@ from tiny_bundle import SPEC, WEIGHT, Members, draw, make_golden, parts, write
 
 from policies.archive import INFLATED, LIMIT, BundleError, pack
 from policies.bundle import GOLDEN, GRAPH, MANIFEST, SETTINGS, WEIGHTS, Bundle, Manifest
+from policies.manifest import OPTIONAL
 from policies.network import graph_inputs, graph_outputs
 from policies.spec import Feature
 
@@ -186,7 +187,7 @@ def stored_sizes(members: Members) -> bytes:
     return bytes(content)
 
 
-FIELDS = [field.name for field in dataclasses.fields(Manifest) if field.name != "consensus"]  # the optional one
+FIELDS = [field.name for field in dataclasses.fields(Manifest) if field.name not in OPTIONAL]
 MESSAGES: list[tuple[str, Damage, str]] = [
     ("not a zip", lambda members: b"weights", "not a readable zip: File is not a zip file"),
     ("empty file", lambda members: b"", "not a readable zip"),

@@ -28,7 +28,7 @@ def test_chunks_of_all_episodes_count_alike() -> None:
     assert found["steps"] == {"10": 440, "1": 60}
     assert (found["command_hz"], found["chunk_hz"]) == (50.0, pytest.approx(500 / 18))
     heads = {name: {"bundle": "x.kfb", **found} for name in ("fixed", "any-step")}
-    lines = as_text({"episodes": 2, "burners_per_core": 3, "heads": heads}).splitlines()
+    lines = as_text({"episodes": 2, "burners_per_core": 3, "plan_hz": 25.0, "heads": heads}).splitlines()
     assert len(lines) == 4 and "1.00%" in lines[2] and "10: 88.0%, 1: 12.0%" in lines[3]
 
 

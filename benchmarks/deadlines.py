@@ -153,7 +153,7 @@ def drive(env: Any, worker: InferenceWorker, seed: int, plan_hz: float) -> Row:
 def summary(rows: Sequence[Row]) -> Row:
     """What all episodes of one head come to."""
     total = {name: sum(row[name] for row in rows) for name in ("commands", "command_misses", "chunks", "chunk_misses")}
-    steps = sum((Counter(row["steps"]) for row in rows), Counter())
+    steps: Counter[str] = sum((Counter(row["steps"]) for row in rows), Counter())
     seconds = sum(row["commands"] / row["rate_hz"] for row in rows)
     return {
         "success": wilson(sum(row["success"] for row in rows), len(rows)),

@@ -42,6 +42,7 @@ from policies.manifest import (
     GRAPH,
     MANIFEST,
     SETTINGS,
+    TOLERANCE,
     WEIGHTS,
     Consensus,
     CurvePoint,
@@ -84,7 +85,6 @@ __all__ = [
     "write_bundle",
 ]
 
-TOLERANCE = 1e-4
 VERIFYING_S = 60.0  # patience with parents while a bundle is verified: the machine may be busy
 
 
@@ -203,10 +203,11 @@ class Bundle:
         outputs = (actions, np.array(policy.disagreement), np.array(policy.arrival))
         for name, found in zip(graph_outputs(self.spec), outputs, strict=True):
             error = deviation(found, golden[name][0])
-            if not error <= TOLERANCE:
+            if not error <= self.manifest.tolerance:
                 raise BundleError(
                     f"golden pair: {name} differ by {error:.3g} from those validated at export, allowed is "
-                    f"{TOLERANCE}; export again on this machine, which runs ONNX Runtime {onnxruntime.__version__}"
+                    f"{self.manifest.tolerance}; export again on this machine, which runs ONNX Runtime "
+                    f"{onnxruntime.__version__}"
                 )
 
     def describe(self) -> str:
@@ -226,7 +227,8 @@ class Bundle:
         ]
         return "\n".join(
             [
-                f"{m.name}, {spec.horizon} actions at {spec.rate_hz:g} Hz, {m.sampler.steps} sampler steps",
+                f"{m.name}, {spec.horizon} actions at {spec.rate_hz:g} Hz, {m.sampler.steps} sampler steps, "
+                f"{m.numbers or 'float32'}",
                 *seen,
                 *done,
                 *parents,
@@ -269,6 +271,7 @@ def write_bundle(
     consensus: Consensus | None = None,
     curve: tuple[CurvePoint, ...] = (),
     fewer: Mapping[int, Mapping[str, Array]] = MappingProxyType({}),
+    numbers: str = "",
 ) -> Manifest:
     """Write a bundle in one step: a reader sees the old file or the whole new one, and equal content gives equal bytes.
 
@@ -291,6 +294,7 @@ def write_bundle(
         consensus: Of a composition whose parents run beside each other.
         curve: Of several numbers of steps, the fewest first.
         fewer: Golden pairs of all of these but the last.
+        numbers: In which the graphs compute, if not in float32.
 
     Raises:
         BundleError: The content would not load.
@@ -317,6 +321,7 @@ def write_bundle(
         parts={part: sha256(content) for part, content in parts.items()},
         consensus=consensus,
         curve=curve,
+        numbers=numbers,
     )
     content = pack({MANIFEST: manifest.to_bytes(), **parts})
     verified = Bundle._read(io.BytesIO(content), threads=1)

@@ -81,6 +81,7 @@ __all__ = [
     "cpu_name",
     "deviation",
     "open_graphs",
+    "read_graphs",
     "read_policy",
     "write_bundle",
 ]
@@ -247,11 +248,25 @@ def read_policy(path: Path) -> tuple[bytes, bytes]:
     Raises:
         BundleError: As in `Bundle.load`.
     """
+    _, members = _named_parts(path)
+    return members[WEIGHTS], members[SETTINGS]
+
+
+def read_graphs(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """Return what a bundle says about itself and its verified graphs by name.
+
+    Raises:
+        BundleError: As in `Bundle.load`.
+    """
+    manifest, members = _named_parts(path)
+    return manifest, {name: members[name] for name in manifest.graphs}
+
+
+def _named_parts(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     try:
-        _, members = _verified_parts(path)
+        return _verified_parts(path)
     except ContractError as error:
         raise BundleError(f"{path}: {error}") from error
-    return members[WEIGHTS], members[SETTINGS]
 
 
 def write_bundle(

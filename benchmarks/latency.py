@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,6 +222,25 @@ def _range(peer: Array, bundle: Array) -> list[float]:
 def parameters(network: nn.Module) -> int:
     """Number of weights."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """`one_thread` on one core, where the system can be told so."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    with one_thread(), pinned({min(cores)}) if cores else nullcontext():
+        yield
+
+
+@contextmanager
+def pinned(cores: Set[int]) -> Iterator[None]:
+    """Keep this thread, and those it starts, on some cores."""
+    usual = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usual)
 
 
 @contextmanager

@@ -39,11 +39,18 @@ from policies.spec import Array
 
 SIDE = 1024  # of the square product that measures the peak
 FLOAT, INTEGER = "float32", "int8"
+LIBRARIES = ("torch", "onnxruntime")
+TIMES = {
+    "arithmetic": "their arithmetic at the peak rate",
+    "memory": "reading their weights",
+    "floor": "the longer of both, product by product",
+    "alone": "the products alone in ONNX Runtime",
+}
 OPSET, IR_VERSION = 17, 8  # which every supported ONNX Runtime reads
 # Index of the right operand of the operators that multiply; convolutions have their weights there.
 RIGHT = {
     **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "Conv", "ConvInteger"), 1),
-    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat"), 1),  # ONNX Runtime's own
+    **dict.fromkeys(("FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"), 1),  # ONNX Runtime's own
     **dict.fromkeys(("QLinearMatMul", "QLinearConv", "QGemm"), 3),
 }
 PASSING = ("DequantizeLinear", "Transpose", "Reshape", "Identity")  # what may stand between weights and a product
@@ -111,7 +118,7 @@ def products(graph: bytes) -> list[Product]:
     Shapes are those of a run: onnx infers none behind ONNX Runtime's own operators.
     """
     model = onnx.load_model_from_string(graph)
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    kept = {tensor.name for tensor in model.graph.initializer}
     made = {name: node for node in model.graph.node for name in node.output}
 
     def origin(name: str) -> str:
@@ -126,7 +133,7 @@ def products(graph: bytes) -> list[Product]:
         copies = max(1, values[right].size // (inner * columns))
         narrow = values[origin(right)].itemsize == 1
         integer = narrow and (values[origin(left)].itemsize == 1 or node.op_type == "DynamicQuantizeMatMul")
-        weights = origin(right) if origin(right) in stored else ""
+        weights = origin(right) if origin(right) in kept else ""
         rows = values[out].size // (copies * columns)
         size = values[weights].nbytes if weights else 0
         found.append(Product(copies, rows, inner, columns, INTEGER if integer else FLOAT, weights, size))
@@ -134,9 +141,9 @@ def products(graph: bytes) -> list[Product]:
 
 
 def floor(found: Iterable[Product], limits: Limits) -> dict[str, float]:
-    """Least seconds of products: of their ``arithmetic``, of reading their weights (``memory``) and ``floor`` of both."""
+    """Least seconds: of their ``arithmetic``, of reading their weights (``memory``) and (``floor``) of both."""
     times = [(p.operations / limits.rates[p.number], p.weight_bytes / limits.read) for p in found]
-    arithmetic, memory = map(sum, zip(*times, strict=True))
+    arithmetic, memory = (sum(time[which] for time in times) for which in (0, 1))
     return {"arithmetic": arithmetic, "memory": memory, "floor": sum(map(max, times))}
 
 
@@ -155,8 +162,7 @@ def limit_arms(found: Sequence[Product], side: int = SIDE) -> dict[str, Arm]:
         found: Products of a graph.
         side: Of the square product that measures the peak, in two libraries of which the quicker counts.
     """
-    stored = {product.weights: product.weight_bytes for product in found if product.weights}
-    buffer = torch.zeros(max(1, sum(stored.values()) // 4))
+    buffer = torch.zeros(stored(found) // 4)
     left, right, result = (torch.rand(side, side) for _ in range(3))
     whole = torch.randint(-127, 128, (2, side, side), dtype=torch.int8)
     square = Product(1, side, side, side, weights="square")
@@ -170,12 +176,71 @@ def limit_arms(found: Sequence[Product], side: int = SIDE) -> dict[str, Arm]:
     }
 
 
-def limits(seconds: Mapping[str, Array], found: Sequence[Product], side: int = SIDE) -> Limits:
-    """The best of what the arms of `limit_arms` took in a race; other arguments as for these."""
-    best = {name: float(np.nanmin(value)) for name, value in seconds.items()}
-    quickest = {number: min(best[f"{number} torch"], best[f"{number} onnxruntime"]) for number in (FLOAT, INTEGER)}
-    stored = {product.weights: product.weight_bytes for product in found if product.weights}
-    return Limits({number: 2 * side**3 / took for number, took in quickest.items()}, sum(stored.values()) / best["read"])
+def limits(seconds: Mapping[str, float], found: Sequence[Product], side: int = SIDE) -> Limits:
+    """What the core can do, from the seconds that the arms of `limit_arms` take; other arguments as for these."""
+    quickest = {number: min(seconds[f"{number} {library}"] for library in LIBRARIES) for number in (FLOAT, INTEGER)}
+    return Limits({number: 2 * side**3 / took for number, took in quickest.items()}, stored(found) / seconds["read"])
+
+
+def report(wall: Mapping[str, Array], found: Sequence[Product], side: int = SIDE) -> dict[str, dict[str, Any]]:
+    """How near a bundle is to what the core allows.
+
+    Args:
+        wall: Seconds of a race of ``bundle`` and the arms of `limit_arms`.
+        found: Products of the bundle.
+        side: As for `limit_arms`.
+
+    Returns:
+        ``limits``: operations per second by number type and library, and bytes per second of reading as many bytes as
+        the weights have. ``roofline``: milliseconds of the `floor`, of its parts and of the products ``alone``, their
+        ``shares`` in the time of a chunk, and the products. All are medians, except ``quiet_shares``, which are those
+        of the quickest tenth of every arm: a busy machine disturbs it least.
+    """
+    middle, quiet = ({name: float(np.nanquantile(took, q)) for name, took in wall.items()} for q in (0.5, 0.1))
+    arms = [f"{number} {library}" for number in (FLOAT, INTEGER) for library in LIBRARIES]
+    times = _times(middle, found, side)
+    return {
+        "limits": {
+            "operations_per_s": {name: 2 * side**3 / middle[name] for name in arms},
+            "read_bytes": stored(found),
+            "read_bytes_per_s": stored(found) / middle["read"],
+        },
+        "roofline": {
+            "operations": sum(product.operations for product in found),
+            "weight_bytes": sum(product.weight_bytes for product in found),
+            "ms": {name: 1e3 * seconds for name, seconds in times.items()},
+            "shares": {name: seconds / middle["bundle"] for name, seconds in times.items()},
+            "quiet_shares": {name: took / quiet["bundle"] for name, took in _times(quiet, found, side).items()},
+            "products": summary(found),
+        },
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """Render the result of `report` as tables."""
+    core, roof = result["limits"], result["roofline"]
+    rates = [f"  {name:<46}{rate / 1e9:9.1f} G operations/s" for name, rate in core["operations_per_s"].items()]
+    reading = f"reading {core['read_bytes'] / 1e6:.1f} MB, the size of the weights"
+    work = f"{roof['operations'] / 1e6:.0f} M operations, {roof['weight_bytes'] / 1e6:.1f} MB of weights read"
+    rows = [
+        f"  {text:<46}{roof['ms'][name]:9.2f}{roof['shares'][name]:14.0%}{roof['quiet_shares'][name]:8.0%}"
+        for name, text in TIMES.items()
+    ]
+    return "\n".join(
+        [
+            "limits of the core",
+            *rates,
+            f"  {reading:<46}{core['read_bytes_per_s'] / 1e9:9.1f} GB/s",
+            f"products of a chunk: {work}",
+            f"  {'':<46}{'ms':>9}{'share of p50':>14}{'quiet':>8}",
+            *rows,
+        ]
+    )
+
+
+def stored(found: Iterable[Product]) -> int:
+    """Bytes of the weights of products, however often they are read."""
+    return sum({product.weights: product.weight_bytes for product in found}.values())
 
 
 class Alone:
@@ -187,7 +252,7 @@ class Alone:
     def __init__(self, found: Sequence[Product]) -> None:
         self._inputs: dict[str, Array] = {}
         self._outputs: dict[str, Array] = {}
-        stored: dict[str, Array] = {}
+        constants: dict[str, Array] = {}
         nodes = []
         for index, product in enumerate(found):
             integer = product.number == INTEGER
@@ -195,11 +260,11 @@ class Alone:
             left, right, out = f"left{index}", product.weights or f"right{index}", f"out{index}"
             shapes = (*copies, product.rows, product.inner), (*copies, product.inner, product.columns)
             self._inputs[left] = np.ones(shapes[0], np.uint8 if integer else np.float32)
-            kept = stored if product.weights else self._inputs
+            kept = constants if product.weights else self._inputs
             kept.setdefault(right, np.ones(shapes[1], np.int8 if integer else np.float32))
             self._outputs[out] = np.zeros((*shapes[0][:-1], product.columns), np.int32 if integer else np.float32)
             nodes.append(make_node("MatMulInteger" if integer else "MatMul", [left, right], [out]))
-        weights = [from_array(value, name) for name, value in stored.items()]
+        weights = [from_array(value, name) for name, value in constants.items()]
         graph = make_graph(nodes, "products", _signature(self._inputs), _signature(self._outputs), weights)
         model = make_model(graph, opset_imports=[make_opsetid("", OPSET)], ir_version=IR_VERSION)
         self._run = bind(open_session(model.SerializeToString(), threads=1), self._inputs, self._outputs)
@@ -208,13 +273,17 @@ class Alone:
         self._run()
 
 
+def _times(seconds: Mapping[str, float], found: Sequence[Product], side: int) -> dict[str, float]:
+    return {**floor(found, limits(seconds, found, side)), "alone": seconds["products"]}
+
+
 def _signature(arrays: Mapping[str, Array]) -> list[onnx.ValueInfoProto]:
     return [make_tensor_value_info(name, np_dtype_to_tensor_dtype(a.dtype), a.shape) for name, a in arrays.items()]
 
 
 def _run(model: onnx.ModelProto, names: set[str]) -> dict[str, Array]:
     """Values of tensors of a graph whose inputs are zeros; what it computes with stays as it is."""
-    stored = {tensor.name: to_array(tensor) for tensor in model.graph.initializer if tensor.name in names}
+    kept = {tensor.name: to_array(tensor) for tensor in model.graph.initializer if tensor.name in names}
     inputs = {
         value.name: np.zeros(
             [size.dim_value for size in value.type.tensor_type.shape.dim],
@@ -222,12 +291,12 @@ def _run(model: onnx.ModelProto, names: set[str]) -> dict[str, Array]:
         )
         for value in model.graph.input
     }
-    wanted = sorted(names - stored.keys() - inputs.keys())
+    wanted = sorted(names - kept.keys() - inputs.keys())
     probe = onnx.ModelProto.FromString(model.SerializeToString())
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     session = open_session(probe.SerializeToString(), threads=1)
-    return stored | inputs | dict(zip(wanted, session.run(wanted, inputs), strict=True))
+    return kept | inputs | dict(zip(wanted, session.run(wanted, inputs), strict=True))
 
 
 def _sizes(node: onnx.NodeProto, left: Array, right: Array) -> tuple[int, int]:
@@ -235,4 +304,4 @@ def _sizes(node: onnx.NodeProto, left: Array, right: Array) -> tuple[int, int]:
     if "Conv" in node.op_type:
         return right[0].size, len(right)
     turned = {attribute.name: attribute.i for attribute in node.attribute if attribute.name in ("transA", "transB")}
-    return left.shape[0 if turned.get("transA") else -1], right.shape[0 if turned.get("transB") else -1]
+    return left.shape[-2 if turned.get("transA") else -1], right.shape[-2 if turned.get("transB") else -1]

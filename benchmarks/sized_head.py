@@ -2,7 +2,7 @@
 
 Run: python -m benchmarks.sized_head --parameters 43 --steps 2 --out FILE.kfb
 
-It plans for Nav-v0: 16 actions of the wheeled base, from the goal, the velocity and the range scan, 14 condition tokens.
+It plans for Nav-v0: 16 actions of the wheeled base from the goal, the velocity and the range scan, 14 condition tokens.
 A block and a head per 64 channels, so that sizes are those of usual transformers: 4 blocks of 256 channels are 10
 million parameters, 7 of 448 are 44 million.
 """

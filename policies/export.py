@@ -356,7 +356,7 @@ def _normal(policy: Policy, names: Sequence[str], inputs: Sequence[Tensor]) -> d
 
 def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
     """Trace a module and fold everything that depends on the weights only."""
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
@@ -413,7 +413,7 @@ def _tables(model: onnx.ModelProto, names: Sequence[str], grid: Sequence[float])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporter's notes on optional packages and unfolded operations."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
     levels = [logger.level for logger in loggers]

@@ -5,8 +5,9 @@ diffusers, the same network in ONNX Runtime, CleanDiffuser's small transformer i
 bundle's matrix products alone. Where the real LeRobot is installed in an environment of its own, it takes turns too.
 The peers are rebuilt shapes with random weights; what they condition on is given encoded.
 
-The ratio to LeRobot is a product of three: runtime (its network in torch over the same in ONNX Runtime, per step),
-network (that over the bundle, per step, all of whose chunk counts) and number of steps.
+The ratio to LeRobot is a product of three: runtime (its network in torch over the same in ONNX Runtime), network (that
+over the bundle) and number of steps. The first two compare chunks divided by their steps, so what is done once per
+chunk is in them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from policies.foreign.unet import ConditionalUNet1d
 from policies.nets.dit import modulated, sinusoidal
 from policies.network import open_session
 
-ROUNDS = 15
 HORIZON, ACTION_DIM = 16, 2
 CONDITION, STEP_WIDTH = 2 * (2 + 16), 128  # two observations of PushT's state; width of the embedded noise level
 DDPM, DDIM, ONNX, TRANSFORMER = "lerobot_ddpm", "lerobot_ddim", "lerobot_onnx", "cleandiffuser"
@@ -65,7 +65,7 @@ def measure(
     progress: Callable[[int, int, str], None],
     lerobot: Path | None = None,
     sizes: Sizes = Sizes(),
-    rounds: int = ROUNDS,
+    rounds: int = latency.ROUNDS,
 ) -> dict[str, Any]:
     """Measure a bundle, its peers and the core in turns; takes 5 minutes on an idle machine and 6 GB of memory.
 

@@ -162,7 +162,7 @@ def limit_arms(found: Sequence[Product], side: int = SIDE) -> dict[str, Arm]:
         found: Products of a graph.
         side: Of the square product that measures the peak, in two libraries of which the quicker counts.
     """
-    buffer = torch.zeros(stored(found) // 4)
+    buffer = torch.ones(stored(found) // 4)
     left, right, result = (torch.rand(side, side) for _ in range(3))
     whole = torch.randint(-127, 128, (2, side, side), dtype=torch.int8)
     square = Product(1, side, side, side, weights="square")
@@ -193,8 +193,8 @@ def report(wall: Mapping[str, Array], found: Sequence[Product], side: int = SIDE
     Returns:
         ``limits``: operations per second by number type and library, and bytes per second of reading as many bytes as
         the weights have. ``roofline``: milliseconds of the `floor`, of its parts and of the products ``alone``, their
-        ``shares`` in the time of a chunk, and the products. All are medians, except ``quiet_shares``, which are those
-        of the quickest tenth of every arm: a busy machine disturbs it least.
+        ``shares`` of the time of a chunk, and the products. All times are medians; those behind ``quiet_shares`` are
+        the quickest tenth of every arm, which a busy machine disturbs least.
     """
     middle, quiet = ({name: float(np.nanquantile(took, q)) for name, took in wall.items()} for q in (0.5, 0.1))
     arms = [f"{number} {library}" for number in (FLOAT, INTEGER) for library in LIBRARIES]

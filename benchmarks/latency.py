@@ -124,10 +124,12 @@ def as_text(result: Mapping[str, Any]) -> str:
     for arm in result["arms"].values():
         numbers = f"{arm['p50_ms']:9.2f}{arm['p99_ms']:9.2f}{arm['chunks']:8}{arm['steps']:7}"
         lines.append(f"  {arm['what']:<48}{numbers}{arm['parameters'] / 1e6:10.2f} M")
+    width = max(map(len, result["ratios"]))
     for name, ratio in result["ratios"].items():
         low, high = result["ranges"][name]
         cpu = result["cpu_ratios"][name]
-        lines.append(f"  {name:<20} {ratio:.1f} ({low:.1f} .. {high:.1f} over rounds; {cpu:.1f} in processor time)")
+        spread = f"{low:.1f} .. {high:.1f} over rounds; {cpu:.1f} in processor time"
+        lines.append(f"  {name:<{width}} {ratio:.1f} ({spread})")
     return "\n".join(lines)
 
 

@@ -143,14 +143,21 @@ def peers(sizes: Sizes) -> dict[str, PolicyArm]:
     name, size = f"LeRobot's UNet {'-'.join(map(str, sizes.lerobot))}", parameters(unet)
     in_onnx = _in_onnx(unet, condition)
 
-    def arm(what: str, chunk: Callable[[], Any], size: int, steps: int, turns: int | None = None) -> PolicyArm:
-        return PolicyArm(what, timed(chunk), calls=1, turns=turns, parameters=size, steps=steps)
+    def arm(what: str, network: Network, sampler: Any, steps: int, turns: int | None = None) -> PolicyArm:
+        chunk = diffusing(network, sampler, steps)
+        return PolicyArm(f"{name}, {what}", timed(chunk), calls=1, turns=turns, parameters=size, steps=steps)
 
     return {
-        DDPM: arm(f"{name}, torch, DDPM", diffusing(eager, ddpm, DDPM_STEPS), size, DDPM_STEPS, DDPM_TURNS),
-        DDIM: arm(f"{name}, torch, DDIM", diffusing(eager, ddim, DDIM_STEPS), size, DDIM_STEPS, DDIM_TURNS),
-        ONNX: arm(f"{name}, ONNX Runtime", diffusing(in_onnx, ddim, DDIM_STEPS), size, DDIM_STEPS),
-        TRANSFORMER: arm("CleanDiffuser's DiT1d, torch, Euler", flowing(dit), parameters(dit), TRANSFORMER_STEPS),
+        DDPM: arm("torch, DDPM", eager, ddpm, DDPM_STEPS, DDPM_TURNS),
+        DDIM: arm("torch, DDIM", eager, ddim, DDIM_STEPS, DDIM_TURNS),
+        ONNX: arm("ONNX Runtime", in_onnx, ddim, DDIM_STEPS),
+        TRANSFORMER: PolicyArm(
+            "CleanDiffuser's DiT1d, torch, Euler",
+            timed(flowing(dit, TRANSFORMER_STEPS)),
+            calls=20,  # as the bundle: the first ones of a turn are slower
+            parameters=parameters(dit),
+            steps=TRANSFORMER_STEPS,
+        ),
     }
 
 
@@ -168,7 +175,7 @@ def diffusing(network: Network, scheduler: Any, steps: int) -> Callable[[], Tens
     return chunk
 
 
-def flowing(network: Network, steps: int = TRANSFORMER_STEPS) -> Callable[[], Tensor]:
+def flowing(network: Network, steps: int) -> Callable[[], Tensor]:
     """A function that makes one chunk with Euler's steps, the cheapest sampler there is."""
 
     @torch.inference_mode()

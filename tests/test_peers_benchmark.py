@@ -54,7 +54,7 @@ def test_the_ratio_to_lerobot_is_the_product_of_its_factors(result: dict[str, An
 
 def test_every_arm_makes_whole_chunks_and_says_how_many(result: dict[str, Any]) -> None:
     chunks = {name: arm["chunks"] for name, arm in result["arms"].items()}
-    assert chunks["lerobot_ddpm"] == chunks["lerobot_ddim"] == chunks["cleandiffuser"] == ROUNDS
+    assert chunks["lerobot_ddpm"] == chunks["lerobot_ddim"] == chunks["lerobot_onnx"] == ROUNDS
     assert {name: arm["steps"] for name, arm in result["arms"].items() if name not in ("bundle", "torch", "unet")} == {
         "lerobot_ddpm": 100,
         "lerobot_ddim": 10,

@@ -221,6 +221,11 @@ def _range(peer: Array, bundle: Array) -> list[float]:
     return [float(np.nanmin(ratios)), float(np.nanmax(ratios))]
 
 
+def medians(seconds: Mapping[str, Array]) -> dict[str, float]:
+    """Of every arm of a race."""
+    return {name: float(np.nanmedian(took)) for name, took in seconds.items()}
+
+
 def parameters(network: nn.Module) -> int:
     """Number of weights."""
     return sum(parameter.numel() for parameter in network.parameters())

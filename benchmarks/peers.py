@@ -28,11 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import latency, lerobot_peer, roofline
-from benchmarks.latency import PolicyArm, one_core, parameters, race, timed
+from benchmarks.latency import PolicyArm, medians, one_core, parameters, race, timed
 from policies.export import quiet
 from policies.foreign.unet import ConditionalUNet1d
 from policies.nets.dit import modulated, sinusoidal
 from policies.network import open_session
+from policies.spec import Array
 
 HORIZON, ACTION_DIM = 16, 2
 CONDITION, STEP_WIDTH = 2 * (2 + 16), 128  # two observations of PushT's state; width of the embedded noise level
@@ -77,8 +78,8 @@ def measure(
         rounds: Turns of every arm that does not take seconds.
 
     Returns:
-        What `benchmarks.latency.measure` returns, with all peers among the arms, and ``lerobot``, the factors of the
-        ratios to it, and what `benchmarks.roofline.report` returns.
+        What `benchmarks.latency.measure` returns, with all peers among the arms; the ``factors`` of the ratios to
+        LeRobot, and of those of processor time in ``cpu_factors``; and what `benchmarks.roofline.report` returns.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -98,30 +99,34 @@ def measure(
         wall, cpu = race({**policies, **roofline.limit_arms(found, sizes.side)}, rounds, progress)
     result = latency.report(bundle, policies, rounds, wall, cpu)
     result["versions"] |= versions
-    return {**result, "lerobot": factors(result["arms"]), **roofline.report(wall, found, sizes.side)}
+    parts = {"factors": factors(policies, wall), "cpu_factors": factors(policies, cpu)}
+    return {**result, **parts, **roofline.report(wall, cpu, found, sizes.side)}
 
 
-def factors(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def factors(arms: Mapping[str, PolicyArm], seconds: Mapping[str, Array]) -> dict[str, dict[str, float]]:
     """What the ratio of each arm of LeRobot in torch to the bundle is made of; ``total`` is the product of the rest."""
-    per_step = {name: arm["p50_ms"] / arm["steps"] for name, arm in arms.items()}
+    chunk = medians(seconds)
+    step = {name: chunk[name] / arm.steps for name, arm in arms.items()}
     return {
         name: {
-            "total": arms[name]["p50_ms"] / arms["bundle"]["p50_ms"],
-            "runtime": per_step[name] / per_step[ONNX],
-            "network": per_step[ONNX] / per_step["bundle"],
-            "steps": arms[name]["steps"] / arms["bundle"]["steps"],
+            "total": chunk[name] / chunk["bundle"],
+            "runtime": step[name] / step[ONNX],
+            "network": step[ONNX] / step["bundle"],
+            "steps": arm.steps / arms["bundle"].steps,
         }
-        for name in arms
+        for name, arm in arms.items()
         if name.startswith("lerobot") and name != ONNX
     }
 
 
 def as_text(result: Mapping[str, Any]) -> str:
     """Render the result of `measure` as tables."""
-    lines = [latency.as_text(result), f"  {'':<40}{'ratio':>9} = {'runtime':>8} x {'network':>8} x {'steps':>6}"]
-    for name, part in result["lerobot"].items():
-        parts = f"{part['runtime']:8.2f} x {part['network']:8.2f} x {part['steps']:6.1f}"
-        lines.append(f"  {name + '_over_bundle':<40}{part['total']:9.1f} = {parts}")
+    lines = [latency.as_text(result)]
+    for kind, title in (("factors", "ratio"), ("cpu_factors", "in processor time")):
+        lines.append(f"{title:<34}{'':>9}   {'runtime':>8}   {'network':>8}   {'steps':>6}")
+        for name, part in result[kind].items():
+            parts = f"{part['runtime']:8.2f} x {part['network']:8.2f} x {part['steps']:6.1f}"
+            lines.append(f"  {name + '_over_bundle':<32}{part['total']:9.1f} = {parts}")
     return "\n".join([*lines, roofline.as_text(result)])
 
 

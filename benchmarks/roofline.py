@@ -32,7 +32,7 @@ from onnx.helper import (
 )
 from onnx.numpy_helper import from_array, to_array
 
-from benchmarks.latency import Arm, timed
+from benchmarks.latency import Arm, medians, timed
 from policies.bundle import read_graphs
 from policies.network import GOAL, bind, open_session
 from policies.spec import Array
@@ -182,21 +182,24 @@ def limits(seconds: Mapping[str, float], found: Sequence[Product], side: int = S
     return Limits({number: 2 * side**3 / took for number, took in quickest.items()}, stored(found) / seconds["read"])
 
 
-def report(wall: Mapping[str, Array], found: Sequence[Product], side: int = SIDE) -> dict[str, dict[str, Any]]:
+def report(
+    wall: Mapping[str, Array], cpu: Mapping[str, Array], found: Sequence[Product], side: int = SIDE
+) -> dict[str, dict[str, Any]]:
     """How near a bundle is to what the core allows.
 
     Args:
         wall: Seconds of a race of ``bundle`` and the arms of `limit_arms`.
+        cpu: Their processor seconds.
         found: Products of the bundle.
         side: As for `limit_arms`.
 
     Returns:
         ``limits``: operations per second by number type and library, and bytes per second of reading as many bytes as
         the weights have. ``roofline``: milliseconds of the `floor`, of its parts and of the products ``alone``, their
-        ``shares`` of the time of a chunk, and the products. All times are medians; those behind ``quiet_shares`` are
-        the quickest tenth of every arm, which a busy machine disturbs least.
+        ``shares`` of the time of a chunk, the same of processor time in ``cpu_shares``, and the products. All times
+        are medians.
     """
-    middle, quiet = ({name: float(np.nanquantile(took, q)) for name, took in wall.items()} for q in (0.5, 0.1))
+    middle, worked = medians(wall), medians(cpu)
     arms = [f"{number} {library}" for number in (FLOAT, INTEGER) for library in LIBRARIES]
     times = _times(middle, found, side)
     return {
@@ -210,7 +213,7 @@ def report(wall: Mapping[str, Array], found: Sequence[Product], side: int = SIDE
             "weight_bytes": sum(product.weight_bytes for product in found),
             "ms": {name: 1e3 * seconds for name, seconds in times.items()},
             "shares": {name: seconds / middle["bundle"] for name, seconds in times.items()},
-            "quiet_shares": {name: took / quiet["bundle"] for name, took in _times(quiet, found, side).items()},
+            "cpu_shares": {name: took / worked["bundle"] for name, took in _times(worked, found, side).items()},
             "products": summary(found),
         },
     }
@@ -223,7 +226,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     reading = f"reading {core['read_bytes'] / 1e6:.1f} MB, the size of the weights"
     work = f"{roof['operations'] / 1e6:.0f} M operations, {roof['weight_bytes'] / 1e6:.1f} MB of weights read"
     rows = [
-        f"  {text:<46}{roof['ms'][name]:9.2f}{roof['shares'][name]:14.0%}{roof['quiet_shares'][name]:8.0%}"
+        f"  {text:<46}{roof['ms'][name]:9.2f}{roof['shares'][name]:14.0%}{roof['cpu_shares'][name]:19.0%}"
         for name, text in TIMES.items()
     ]
     return "\n".join(
@@ -232,7 +235,7 @@ def as_text(result: Mapping[str, Any]) -> str:
             *rates,
             f"  {reading:<46}{core['read_bytes_per_s'] / 1e9:9.1f} GB/s",
             f"products of a chunk: {work}",
-            f"  {'':<46}{'ms':>9}{'share of p50':>14}{'quiet':>8}",
+            f"  {'':<46}{'ms':>9}{'share of p50':>14}{'of processor time':>19}",
             *rows,
         ]
     )

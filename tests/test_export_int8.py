@@ -76,7 +76,7 @@ def test_the_fastest_that_keeps_the_plans_is_chosen(
     quality: float, tmp_path: Path, episodes: EpisodeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("policies.quantise.QUALITY", quality)
-    report = export(load_trained(str(BUNDLE)), tmp_path / "x.kfb", provenance={}, calibration=episodes)
+    report = export(load_trained(f"{BUNDLE}@1"), tmp_path / "x.kfb", provenance={}, calibration=episodes)
     assert report.choice and [*report.choice.trials] == ["float32", "int8 dynamic", "int8 static"]
     good = {way: trial.p50_ms for way, trial in report.choice.trials.items() if trial.deviation <= quality}
     assert report.choice.numbers == min(good, key=lambda way: good[way])

@@ -360,12 +360,11 @@ def open_graphs(
     if consensus is not None:
         return Ensemble(graphs, spec, sampler, consensus, threads)
     goal = Goal(graphs[GOAL], spec, threads) if GOAL in graphs else None
-    names = {steps: variant(GRAPH, steps) for steps in range(1, sampler.steps)} | {sampler.steps: GRAPH}
     networks = {}
-    for steps, name in names.items():
-        if name in graphs:
-            with part(name):
-                networks[steps] = Network(graphs[name], spec, threads, goal)
+    for name in graphs.keys() - {GOAL}:
+        _, _, steps = name.removesuffix(".onnx").partition("@")
+        with part(name):
+            networks[int(steps or sampler.steps)] = Network(graphs[name], spec, threads, goal)
     return AnyStep(networks) if len(networks) > 1 else networks[sampler.steps]
 
 

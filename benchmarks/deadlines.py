@@ -72,7 +72,7 @@ def main(
     episodes: int = 30,
     seed: int = 0,
     burners: int = 2,
-    plan_hz: float = 50.0,
+    plan_hz: int = 50,
 ) -> None:
     """Drive the same episodes with both heads beside busy processes.
 
@@ -85,7 +85,7 @@ def main(
         burners: Busy processes per core.
         plan_hz: Chunks per second, up to 50.
     """
-    check(json, seed, episodes=episodes)
+    check(json, seed, episodes=episodes, plan_hz=plan_hz)
     paths = {"fixed": fixed, "any-step": any_step}
     rows: dict[str, list[Row]] = {name: [] for name in paths}
     env, spec = world(EvaluateConfig()), Bundle.load(fixed).spec

@@ -1,4 +1,4 @@
-"""Figures of docs/few-steps.md: success against latency, from docs/results/few_steps_HEAD_METHOD.json.
+"""Figures of docs/few-steps.md: success, precision and recall against latency, from docs/results/few_steps_HEAD.json.
 
 Run: python docs/few_steps_figures.py
 """
@@ -6,7 +6,6 @@ Run: python docs/few_steps_figures.py
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,40 @@ from benchmarks.entry import run
 from kinoflow.figures import canvas, save
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+TITLES = {
+    "success": "success",
+    "precision": "chunks that are the teacher's",
+    "recall": "the teacher's chunks that are found",
+}
 
 
 def main() -> None:
-    """One figure per head."""
-    of_head: dict[str, dict[str, Any]] = defaultdict(dict)
-    for path in sorted(RESULTS.glob("few_steps_*_*.json")):
-        _, _, head, method = path.stem.split("_")
-        of_head[head][method] = json.loads(path.read_text())["rows"]
-    for head, methods in of_head.items():
-        figure, (axis,) = canvas(7, 4.2, 1)
-        for method, rows in methods.items():
-            _curve(axis, rows, "student", method)
-        _curve(axis, next(iter(methods.values())), "teacher", "teacher", color="#444444", linestyle="--")
-        axis.set(xscale="log", xlabel="chunk of the bundle on one core, p50 [ms]", ylabel="success")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}")
-        axis.legend()
-        save(figure, HERE / f"few_steps_{head}.png")
+    """One figure per head: a curve per method, a point per number of steps."""
+    for path in sorted((HERE / "results").glob("few_steps_*.json")):
+        rows = json.loads(path.read_text())["rows"]
+        figure, axes = canvas(12, 4, len(TITLES))
+        for axis, (quantity, title) in zip(axes, TITLES.items(), strict=True):
+            for method in dict.fromkeys(name.split("@")[0] for name in rows):
+                _curve(axis, rows, method, quantity)
+            axis.set(xscale="log", xlabel="chunk of the bundle on one core, p50 [ms]", title=title)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("{x:g}")
+        axes[0].legend()
+        save(figure, HERE / f"{path.stem}.png")
 
 
-def _curve(axis: Any, rows: dict[str, Any], who: str, label: str, **style: Any) -> None:
-    """Success with its interval over latency, by number of steps."""
-    chosen = sorted((row["p50_ms"], name, row["success"]) for name, row in rows.items() if name.startswith(who))
-    ms, names, rates = zip(*chosen, strict=True)
-    means = [rate["mean"] for rate in rates]
-    around = [[m - rate["low"] for m, rate in zip(means, rates, strict=True)]]
-    around.append([rate["high"] - m for m, rate in zip(means, rates, strict=True)])
-    axis.errorbar(ms, means, around, label=label, marker="o", capsize=3, **style)
+def _curve(axis: Any, rows: dict[str, Any], method: str, quantity: str) -> None:
+    """A quantity over latency; success with its interval."""
+    chosen = sorted((row["p50_ms"], name, row[quantity]) for name, row in rows.items() if name.startswith(f"{method}@"))
+    ms, names, values = zip(*chosen, strict=True)
+    style = {"color": "#444444", "linestyle": "--"} if method == "teacher" else {}
+    if quantity == "success":
+        means = [rate["mean"] for rate in values]
+        around = [[abs(rate[end] - rate["mean"]) for rate in values] for end in ("low", "high")]
+        axis.errorbar(ms, means, around, label=method, marker="o", capsize=3, **style)
+    else:
+        means = [*values]
+        axis.plot(ms, means, marker="o", **style)
     for x, y, name in zip(ms, means, names, strict=True):
         axis.annotate(name.split("@")[1], (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
 

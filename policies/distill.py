@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from policies.flow import Field, from_velocity, straight, uniform
-from policies.flow.distill import Average, lagrangian, reflow, split, u_shaped_times
+from policies.flow.distill import Average, halved, lagrangian, reflow, split, u_shaped_times
 from policies.head import Head, head_name
 from policies.load import load_trained
 from policies.policy import Policy
 from policies.spec import Array, ContractError
 from policies.train import Recipe, Trainer, Windows
 
-Method = Literal["reflow", "paths", "split", "lagrangian"]
+Method = Literal["paths", "split", "lagrangian", "progressive", "reflow"]
 SHORTEST = 1e-3  # step that is compared with a path
 
 
@@ -91,16 +91,23 @@ def _lagrangian(lesson: Lesson) -> Tensor:
         return _now(lesson, x, s) + lagrangian(lesson.average, lesson.field, x, s, t)
 
 
+def _progressive(lesson: Lesson) -> Tensor:
+    s, t = lesson.times(2)
+    x, t = lesson.at(s), t.maximum(s + SHORTEST)
+    return _now(lesson, x, s) + halved(lesson.average, lesson.average, x, s, t)
+
+
 def _now(lesson: Lesson, x: Tensor, t: Tensor) -> Tensor:
     """How far the student's velocity is from the teacher's."""
     return (lesson.average(x, t, t) - lesson.field(x, t).velocity).square().mean()
 
 
 METHODS: dict[Method, Callable[[Lesson], Tensor]] = {
-    "reflow": _reflow,
     "paths": _paths,
     "split": _split,
     "lagrangian": _lagrangian,
+    "progressive": _progressive,
+    "reflow": _reflow,
 }
 
 

@@ -103,19 +103,6 @@ def halved(average: Average, teacher: Average, x: Tensor, s: Tensor, t: Tensor) 
     return (average(x, s, t) - (end - x) / expand(t - s, x)).square().mean()
 
 
-def annealed(noise: Tensor, other: Tensor, share: float) -> Tensor:
-    """Noise to begin with, of which a share is still unrelated to the teacher's data (SlimFlow, arXiv 2407.12718).
-
-    A small student learns from data first (share 1) and comes to the pairs of its teacher (share 0).
-
-    Args:
-        noise: ``(B, H, A)`` that the teacher started from.
-        other: ``(B, H, A)`` of the same scale, unrelated.
-        share: From 1 to 0 in the course of training.
-    """
-    return math.sqrt(1 - share**2) * noise + share * other
-
-
 def step_costs(field: Field, x: Tensor, grid: Sequence[float]) -> Tensor:
     """Squared errors ``(N + 1, N + 1)`` of straight steps between any two times of a fine grid (arXiv 2312.16414).
 

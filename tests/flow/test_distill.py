@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from policies.flow import LINEAR, Field, from_velocity, heun, jump, solve, straight, uniform
 from policies.flow.distill import (
     Average,
-    annealed,
     cheapest_grid,
     halved,
     lagrangian,
@@ -188,12 +187,6 @@ def test_u_shaped_times_follow_their_density() -> None:
     expected = antiderivative.diff() / (antiderivative[-1] - antiderivative[0])
     found = torch.histc(times, 10, 0, 1) / len(times)
     torch.testing.assert_close(found, expected, atol=0.005, rtol=0)
-
-
-def test_annealing_goes_from_unrelated_noise_to_the_pairs_and_keeps_the_scale() -> None:
-    noise, other = drawn(50_000), drawn(50_000, 8)
-    assert torch.equal(annealed(noise, other, 0.0), noise) and torch.equal(annealed(noise, other, 1.0), other)
-    assert annealed(noise, other, 0.6).std().item() == pytest.approx(1, abs=0.02)
 
 
 def test_the_cheapest_grid_of_a_case_solved_by_hand() -> None:

@@ -20,8 +20,8 @@ Chunking = Literal["hold", "naive", "synchronous"]
 """What happens while the next chunk is being inferred.
 
 With ``hold`` the present one is executed and the next one continues it, real-time chunking (arXiv 2506.07339). With
-``naive`` it is executed as well, but the next one knows nothing of it. With ``synchronous`` there is no command until
-the next one has arrived, and its first action is due then.
+``naive`` it is executed as well, but the next one knows nothing of it. With ``synchronous`` the robot waits: commanded
+velocities are zero, nothing else is commanded, until the next one arrives, and its first action is due then.
 """
 
 _EARLY = 0.1  # fraction of the planning period a tick may come early without waiting for the next one
@@ -113,8 +113,9 @@ class Runner:
 
     def command(self, now: float) -> Array | None:
         """Return the ``(A,)`` command to send now, None when there is no chunk that is fresh enough."""
-        waiting = self._chunking == "synchronous" and self._in_flight is not None
-        return None if waiting else self._buffer.command(now)
+        if self._chunking == "synchronous" and self._in_flight is not None:
+            return np.zeros(self._worker.spec.action.dim, np.float32) if self._stoppable else None
+        return self._buffer.command(now)
 
     def clear(self) -> None:
         """Start a new goal or episode: drop the chunk, the one in flight, noise, observations and arrival."""

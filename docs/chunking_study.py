@@ -93,7 +93,7 @@ def main(
     policies: tyro.conf.Positional[tuple[str, ...]] = (),
     env: str = "kinoflow/Nav-v0",
     ways: tuple[Way, ...] = get_args(Chunking),
-    delays_ms: tuple[float, ...] = (0, 100, 200, 300),
+    delays_ms: tuple[float, ...] = (100, 200, 300),
     execute: int | None = None,
     rest_after: int | None = None,
     episodes: int = 200,
@@ -108,7 +108,7 @@ def main(
         policies: Bundles or run directories.
         env: Gymnasium id.
         ways: How chunks follow one another; everything is compared with the first.
-        delays_ms: From an observation to its chunk; everything is compared with the first.
+        delays_ms: From an observation to its chunk; everything is compared with the first way without any, too.
         execute: Actions of a chunk to execute before the next is planned; the environment's custom by default.
         rest_after: The same for ``synchronous``.
         episodes: Seeds per arm.
@@ -125,10 +125,11 @@ def main(
     result: dict[str, Any] = {"env": env, "episodes": episodes, "seed": seed, "policies": {}}
     result |= {"execute": execute, "rest_after": rest_after}
     for policy in policies:
-        driven: dict[tuple[float, str], list[Row]] = {}
-        arms: dict[str, dict[str, Any]] = {way: {} for way in ways}
+        ideal = _drive(f"{ways[0]}:{policy}", replace(config, execute=execute))
+        arms: list[dict[str, Any]] = [{"way": ways[0], "delay_ms": 0.0, **summary(ideal)}]
         result["policies"][policy] = arms
         for delay in delays_ms:
+            driven: list[list[Row]] = []
             for way in ways:
                 arm = replace(
                     config,
@@ -136,12 +137,9 @@ def main(
                     chunking=way if way in get_args(Chunking) else "hold",
                     execute=rest_after if way == "synchronous" and rest_after else execute,
                 )
-                rows = driven[delay, way] = _drive(f"{way}:{policy}", arm)
-                arms[way][f"{delay:g}"] = {
-                    **summary(rows),
-                    "less_first_delay": _kept(rows, driven[delays_ms[0], ways[0]]),
-                    "less_first_way": _kept(rows, driven[delay, ways[0]]),
-                }
+                driven.append(_drive(f"{way}:{policy}", arm))
+                apart = {"less_no_delay": _kept(driven[-1], ideal), "less_first_way": _kept(driven[-1], driven[0])}
+                arms.append({"way": way, "delay_ms": delay, **summary(driven[-1]), **apart})
                 if json:
                     replace_file(json, f"{json_format.dumps(result, indent=1)}\n".encode())
     print(as_text(result))
@@ -157,18 +155,18 @@ def _kept(mine: Sequence[Row], theirs: Sequence[Row]) -> dict[str, Any]:
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """A table for people: a line per policy, way and delay; differences are paired."""
+    """A table for people: a line per policy, way and delay; differences of success are paired."""
     lines = [f"{result['episodes']} episodes from seed {result['seed']}, {result['env']}"]
     for policy, arms in result["policies"].items():
-        delay, way = next(iter(next(iter(arms.values())))), next(iter(arms))
-        names = [name for name in KEPT[1:] if name in arms[way][delay]]
-        lines.append(f"{policy}: success; less that of {way} at {delay} ms; less that of {way}; {', '.join(names)}")
-        for way, of_way in arms.items():
-            for delay, arm in of_way.items():
-                rate, apart = arm["success"], (arm["less_first_delay"], arm["less_first_way"])
-                spans = " ".join(_span(difference["success"], "+") for difference in apart)
-                means = " ".join(f"{arm[name]:10.3f}" for name in names)
-                lines.append(f"{way:<12} {delay:>4} ms {_span(rate)} {spans} {means}")
+        names = [name for name in KEPT[1:] if name in arms[0]]
+        lines.append(f"{policy}: {', '.join(names)}, success, less that without delay, less that of {arms[0]['way']}")
+        for arm in arms:
+            means = " ".join(f"{arm[name]:10.3f}" for name in names)
+            spans = [_span(arm["success"])]
+            spans += [
+                _span(arm[other]["success"], "+") for other in ("less_no_delay", "less_first_way") if other in arm
+            ]
+            lines.append(f"{arm['way']:<12} {arm['delay_ms']:>4g} ms {means} {' '.join(spans)}")
     return "\n".join(lines)
 
 

@@ -131,10 +131,11 @@ def main(
         for delay in delays_ms:
             driven: list[list[Row]] = []
             for way in ways:
+                known: Any = way if way in get_args(Chunking) else "hold"
                 arm = replace(
                     config,
                     latency_ms=delay,
-                    chunking=way if way in get_args(Chunking) else "hold",
+                    chunking=known,
                     execute=rest_after if way == "synchronous" and rest_after else execute,
                 )
                 driven.append(_drive(f"{way}:{policy}", arm))

@@ -175,5 +175,5 @@ class Runner:
             actions = np.zeros_like(result.actions) if self.arrived else result.actions
             start = result.stamp
             if self._chunking == "synchronous":
-                start, self._next = now, now + self._period_s
+                start, self._next = now, self._next + now - result.stamp
             self._buffer.put(Chunk(actions, start, self._worker.spec.dt), now)

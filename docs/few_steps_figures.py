@@ -1,4 +1,4 @@
-"""Figures of docs/few-steps.md: success against latency, from docs/results/few_steps_HEAD_METHOD.json.
+"""Figures of docs/few-steps.md, from docs/results/few_steps_HEAD_METHOD.json and chunking_ENV.json.
 
 Run: python docs/few_steps_figures.py
 """
@@ -18,7 +18,35 @@ RESULTS = HERE / "results"
 
 
 def main() -> None:
-    """One figure per head."""
+    """Success against latency, a figure per head, and against delay, a figure per environment."""
+    students()
+    for path in sorted(RESULTS.glob("chunking_*.json")):
+        for policy in json.loads(path.read_text())["policies"].values():
+            delays(policy, path.stem)
+
+
+def delays(arms: list[dict[str, Any]], name: str) -> None:
+    """Success, with its interval, and jerk against the delay of inference, a line per way to go on meanwhile."""
+    figure, axes = canvas(9, 3.6, 2)
+    without, ways = arms[0], {arm["way"]: [] for arm in arms}  # type: dict[str, Any], dict[str, list[dict[str, Any]]]
+    for arm in arms:
+        ways[arm["way"]].append(arm)
+    for index, (way, driven) in enumerate(ways.items()):
+        shown = driven if driven[0] is without else [without, *driven]
+        rates = [arm["success"] for arm in shown]
+        means = [rate["mean"] for rate in rates]
+        spread = [[abs(rate[end] - rate["mean"]) for rate in rates] for end in ("low", "high")]
+        at = [arm["delay_ms"] + 4 * index for arm in shown]  # beside each other
+        axes[0].errorbar(at, means, spread, label=way, marker="o", capsize=3)
+        axes[1].plot(at, [arm["jerk"] for arm in shown], label=way, marker="o")
+    axes[0].set(xlabel="delay of inference [ms]", ylabel="success")
+    axes[1].set(xlabel="delay of inference [ms]", ylabel="jerk of commands, rms", ylim=(0, None))
+    axes[0].legend()
+    save(figure, HERE / f"{name}.png")
+
+
+def students() -> None:
+    """Success against latency, one figure per head."""
     of_head: dict[str, dict[str, Any]] = defaultdict(dict)
     for path in sorted(RESULTS.glob("few_steps_*_*.json")):
         _, _, head, method = path.stem.split("_")

@@ -3,7 +3,7 @@
     python docs/chunking_study.py models/nav_flowdit.kfb --rest-after 4 --json docs/results/chunking_nav.json
     python docs/chunking_study.py runs/pusht_flowdit.kfb --env kinoflow/PushT-v0 --json docs/results/chunking_pusht.json
     python docs/chunking_study.py runs/pusht_flowdit.kfb --env kinoflow/PushT-v0 --ways hold soft exact warm \
-        --delays-ms 200 --json docs/results/ties_pusht.json
+        --delays-ms 200 --episodes 100 --json docs/results/ties_pusht.json
     python docs/chunking_study.py --report docs/results/chunking_pusht.json
 
 All arms drive the same episodes. ``hold``, ``naive`` and ``synchronous`` are those of ``kinoflow eval --chunking``. The

@@ -28,11 +28,9 @@ def main() -> None:
 def delays(arms: list[dict[str, Any]], name: str) -> None:
     """Success, with its interval, and jerk against the delay of inference, a line per way to go on meanwhile."""
     figure, axes = canvas(9, 3.6, 2)
-    without, ways = arms[0], {arm["way"]: [] for arm in arms}  # type: dict[str, Any], dict[str, list[dict[str, Any]]]
-    for arm in arms:
-        ways[arm["way"]].append(arm)
-    for index, (way, driven) in enumerate(ways.items()):
-        shown = driven if driven[0] is without else [without, *driven]
+    without, *delayed = arms
+    for index, way in enumerate(dict.fromkeys(arm["way"] for arm in delayed)):
+        shown = [without, *(arm for arm in delayed if arm["way"] == way)]
         rates = [arm["success"] for arm in shown]
         means = [rate["mean"] for rate in rates]
         spread = [[abs(rate[end] - rate["mean"]) for rate in rates] for end in ("low", "high")]
@@ -41,7 +39,7 @@ def delays(arms: list[dict[str, Any]], name: str) -> None:
         axes[1].plot(at, [arm["jerk"] for arm in shown], label=way, marker="o")
     axes[0].set(xlabel="delay of inference [ms]", ylabel="success")
     axes[1].set(xlabel="delay of inference [ms]", ylabel="jerk of commands, rms", ylim=(0, None))
-    axes[0].legend()
+    axes[1].legend()
     save(figure, HERE / f"{name}.png")
 
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json as json_format
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
@@ -23,6 +22,7 @@ import numpy as np
 import onnxruntime
 import tyro
 
+from benchmarks.latency import pinned
 from policies.bundle import Bundle, cpu_name
 from policies.composition import compose
 from policies.export import export
@@ -111,7 +111,7 @@ def make_arms(first: Path, second: Path, folder: Path) -> tuple[dict[str, Arm], 
     arms = {}
     for name, path in files.items():
         cores = every if name == "all cores" else one
-        with _pinned(cores):  # the threads of a bundle stay on the cores on which it was loaded
+        with pinned(cores):  # the threads of a bundle stay on the cores on which it was loaded
             arms[name] = Arm(Bundle.load(path), cores)
     return arms, both.steps
 
@@ -127,7 +127,7 @@ def race(
     cpu = {name: np.zeros(rounds + 1) for name in arms}
     for turn in range(rounds + 1):
         for name, arm in arms.items():
-            with _pinned(arm.cores):
+            with pinned(arm.cores):
                 begin = process_time()
                 wall[name][turn] = arm.bundle.latency(CALLS)
                 cpu[name][turn] = (process_time() - begin) / CALLS
@@ -145,17 +145,6 @@ def _with_steps(policy: Policy, steps: int, path: Path, folder: Path) -> Path:
 
 def _over_parents(times: Mapping[str, float]) -> dict[str, float]:
     return {name: times[name] / (times["first"] + times["second"]) for name in TOGETHER}
-
-
-@contextmanager
-def _pinned(cores: frozenset[int]) -> Iterator[None]:
-    """Keep this thread, and those it starts, on some cores."""
-    usual = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, usual)
 
 
 def main(first: tyro.conf.Positional[Path], second: tyro.conf.Positional[Path], json: bool = False) -> None:

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import tyro
+from rich.progress import track
 
 from benchmarks.entry import check, run
 from envs.drive import PolicyDriver, run_realtime
 from envs.evaluate import EvaluateConfig, wilson, world
-from kinoflow.console import progress_bar
 from policies.bundle import Bundle, cpu_name
 from policies.files import replace_file
 from policies.load import LOADER
@@ -72,7 +72,7 @@ def main(
     episodes: int = 30,
     seed: int = 0,
     burners: int = 2,
-    plan_hz: float = 50.0,
+    plan_hz: int = 50,
 ) -> None:
     """Drive the same episodes with both heads beside busy processes.
 
@@ -85,24 +85,22 @@ def main(
         burners: Busy processes per core.
         plan_hz: Chunks per second, up to 50.
     """
-    check(json, seed, episodes=episodes)
-    rows: dict[str, list[Row]] = {"fixed": [], "any-step": []}
+    check(json, seed, episodes=episodes, plan_hz=plan_hz)
+    paths = {"fixed": fixed, "any-step": any_step}
+    rows: dict[str, list[Row]] = {name: [] for name in paths}
     env, spec = world(EvaluateConfig()), Bundle.load(fixed).spec
     spec.require(env.contract)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(progress_bar("episodes"))
-        paths = dict(zip(rows, (fixed, any_step), strict=True))
         workers = {
             name: stack.enter_context(InferenceWorker(str(path), LOADER, spec, WARM_UP)) for name, path in paths.items()
         }
         for worker in workers.values():
             worker.wait_ready()
         stack.enter_context(busy(burners))
-        for episode in range(seed, seed + episodes):
-            for name in (*rows,)[:: 1 if episode % 2 else -1]:  # neither is always the first
+        for episode in track(range(seed, seed + episodes), "episodes"):
+            for name in (*paths,)[:: 1 if episode % 2 else -1]:  # neither is always the first
                 env.reset(seed=episode)
                 rows[name].append(drive(env, workers[name], episode, plan_hz))
-                bar(sum(map(len, rows.values())), 2 * episodes)
     env.close()
     result = {
         **{"env": "kinoflow/Nav-v0", "episodes": episodes, "seed": seed, "burners_per_core": burners},
@@ -153,7 +151,7 @@ def drive(env: Any, worker: InferenceWorker, seed: int, plan_hz: float) -> Row:
 def summary(rows: Sequence[Row]) -> Row:
     """What all episodes of one head come to."""
     total = {name: sum(row[name] for row in rows) for name in ("commands", "command_misses", "chunks", "chunk_misses")}
-    steps = sum((Counter(row["steps"]) for row in rows), Counter())
+    steps: Counter[str] = sum((Counter(row["steps"]) for row in rows), Counter())
     seconds = sum(row["commands"] / row["rate_hz"] for row in rows)
     return {
         "success": wilson(sum(row["success"] for row in rows), len(rows)),

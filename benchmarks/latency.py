@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,36 @@ HORIZON, DDIM_STEPS = 16, 10
 
 @dataclass(frozen=True)
 class Arm:
-    """One policy of the comparison.
+    """What takes turns with others.
 
     Args:
         what: What it is, in words.
-        policy: The policy.
-        parameters: Of its network.
-        steps: Network evaluations per chunk.
-        calls: Chunks per turn.
+        call: Does it once and returns the wall and processor seconds of that.
+        calls: Calls per turn.
+        turns: In how many rounds it takes part; None in all and in the first, which is forgotten.
     """
 
     what: str
-    policy: ChunkPolicy
+    call: Callable[[], tuple[float, float]]
+    calls: int
+    turns: int | None = None
+
+    def takes_part(self, turn: int, rounds: int) -> bool:
+        """Whether it is called in a round, counted from 0, which is the one that is forgotten."""
+        return self.turns is None or turn in {1 + index * rounds // self.turns for index in range(self.turns)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyArm(Arm):
+    """An arm that makes a chunk per call.
+
+    Args:
+        parameters: Of its network.
+        steps: Network evaluations per chunk.
+    """
+
     parameters: int
     steps: int
-    calls: int
 
 
 def measure(
@@ -71,8 +87,20 @@ def measure(
         BundleError: The bundle is damaged.
     """
     arms = make_arms(bundle, widths)
-    with _one_thread():
+    with one_thread():
         wall, cpu = race(arms, rounds, progress)
+    return report(bundle, arms, rounds, wall, cpu)
+
+
+def report(
+    bundle: Path, arms: Mapping[str, PolicyArm], rounds: int, wall: Mapping[str, Array], cpu: Mapping[str, Array]
+) -> dict[str, Any]:
+    """What `measure` returns, from the times of a `race`, one arm of which is called ``bundle``."""
+    peers = [name for name in arms if name != "bundle"]
+
+    def over_bundle(statistic: Callable[[Array, Array], Any], seconds: Mapping[str, Array]) -> dict[str, Any]:
+        return {f"{peer}_over_bundle": statistic(seconds[peer], seconds["bundle"]) for peer in peers}
+
     return {
         "bundle": str(bundle),
         "cpu": cpu_name(),
@@ -81,9 +109,9 @@ def measure(
         "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         "rounds": rounds,
         "arms": {name: _summary(arm, wall[name]) for name, arm in arms.items()},
-        "ratios": _over_bundle(_ratio, wall),
-        "ranges": _over_bundle(_range, wall),
-        "cpu_ratios": _over_bundle(_ratio, cpu),
+        "ratios": over_bundle(_ratio, wall),
+        "ranges": over_bundle(_range, wall),
+        "cpu_ratios": over_bundle(_ratio, cpu),
     }
 
 
@@ -96,14 +124,16 @@ def as_text(result: Mapping[str, Any]) -> str:
     for arm in result["arms"].values():
         numbers = f"{arm['p50_ms']:9.2f}{arm['p99_ms']:9.2f}{arm['chunks']:8}{arm['steps']:7}"
         lines.append(f"  {arm['what']:<48}{numbers}{arm['parameters'] / 1e6:10.2f} M")
+    width = max(map(len, result["ratios"]))
     for name, ratio in result["ratios"].items():
         low, high = result["ranges"][name]
         cpu = result["cpu_ratios"][name]
-        lines.append(f"  {name:<20} {ratio:.1f} ({low:.1f} .. {high:.1f} over rounds; {cpu:.1f} in processor time)")
+        spread = f"{low:.1f} .. {high:.1f} over rounds; {cpu:.1f} in processor time"
+        lines.append(f"  {name:<{width}} {ratio:.1f} ({spread})")
     return "\n".join(lines)
 
 
-def make_arms(bundle: Path, widths: tuple[int, ...]) -> dict[str, Arm]:
+def make_arms(bundle: Path, widths: tuple[int, ...]) -> dict[str, PolicyArm]:
     """Load the bundle and build its peers; the U-Net's weights are random, which timing does not see.
 
     The U-Net gets no pictures and no text: it has no encoder for them and would be as wide as they are long.
@@ -113,12 +143,13 @@ def make_arms(bundle: Path, widths: tuple[int, ...]) -> dict[str, Arm]:
     numbers = tuple(feature for feature in policy.spec.observations if feature.dtype != "uint8")
     spec = dataclasses.replace(policy.spec, observations=numbers, horizon=HORIZON, past=0)
     unet = Policy(UNet(spec, Config(widths)), Normaliser.identity(spec), DDIM_STEPS).eval()
-    size = _parameters(policy.head)
+    own = {"parameters": parameters(policy.head), "steps": policy.steps}
+    theirs = {"parameters": parameters(unet.head), "steps": DDIM_STEPS}
     peer = f"diffusion UNet {'-'.join(map(str, widths))} in torch eager, DDIM"
     return {
-        "bundle": Arm("bundle in ONNX Runtime", exported, size, policy.steps, calls=20),
-        "torch": Arm("same head in torch eager", sensing(policy), size, policy.steps, calls=10),
-        "unet": Arm(peer, unet, _parameters(unet.head), DDIM_STEPS, calls=1),
+        "bundle": PolicyArm("bundle in ONNX Runtime", _chunk(exported), calls=20, **own),
+        "torch": PolicyArm("same head in torch eager", _chunk(sensing(policy)), calls=10, **own),
+        "unet": PolicyArm(peer, _chunk(unet), calls=1, **theirs),
     }
 
 
@@ -127,16 +158,30 @@ def race(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Let the arms take turns; returns wall and processor seconds, each ``{arm: (rounds, calls)}``.
 
-    One round more is run and forgotten: it pays for the first allocations.
+    One round more is run and forgotten: it pays for the first allocations. Rounds without an arm are NaN for it.
     """
-    times = {name: np.zeros((2, rounds + 1, arm.calls)) for name, arm in arms.items()}
-    inputs = {name: _inputs(arm.policy.spec) for name, arm in arms.items()}
+    times = {name: np.full((2, rounds + 1, arm.calls), np.nan) for name, arm in arms.items()}
     for turn in range(rounds + 1):
         for name, arm in arms.items():
-            for call in range(arm.calls):
-                times[name][:, turn, call] = _seconds(arm.policy, *inputs[name])
+            if arm.takes_part(turn, rounds):
+                times[name][:, turn] = np.transpose([arm.call() for _ in range(arm.calls)])
         progress(turn, rounds, "")
     return {name: value[0, 1:] for name, value in times.items()}, {name: value[1, 1:] for name, value in times.items()}
+
+
+def timed(work: Callable[[], Any]) -> Callable[[], tuple[float, float]]:
+    """The `Arm.call` of work that is done in this process."""
+
+    def call() -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    return call
+
+
+def _chunk(policy: ChunkPolicy) -> Callable[[], tuple[float, float]]:
+    return timed(partial(policy.act, *_inputs(policy.spec)))
 
 
 def _inputs(spec: Spec) -> tuple[Observation, Array, Array, Array]:
@@ -155,43 +200,59 @@ def _draw(rng: np.random.Generator, numbers: str, shape: tuple[int, ...]) -> Arr
     return rng.integers(0, 256, shape, np.uint8) if numbers == "uint8" else rng.uniform(-1, 1, shape).astype(np.float32)
 
 
-def _seconds(policy: ChunkPolicy, *inputs: Any) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    policy.act(*inputs)
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def _summary(arm: Arm, seconds: Array) -> dict[str, Any]:
-    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+def _summary(arm: PolicyArm, seconds: Array) -> dict[str, Any]:
+    p50, p99 = np.nanpercentile(seconds, [50, 99]) * 1e3
     return {
         "what": arm.what,
         "p50_ms": float(p50),
         "p99_ms": float(p99),
-        "chunks": seconds.size,
+        "chunks": int(np.isfinite(seconds).sum()),
         "steps": arm.steps,
         "parameters": arm.parameters,
     }
 
 
-def _over_bundle(statistic: Callable[[Array, Array], Any], seconds: Mapping[str, Array]) -> dict[str, Any]:
-    return {f"{peer}_over_bundle": statistic(seconds[peer], seconds["bundle"]) for peer in ("unet", "torch")}
-
-
 def _ratio(peer: Array, bundle: Array) -> float:
-    return float(np.median(peer) / np.median(bundle))
+    return float(np.nanmedian(peer) / np.median(bundle))
 
 
 def _range(peer: Array, bundle: Array) -> list[float]:
     ratios = np.median(peer, 1) / np.median(bundle, 1)
-    return [float(ratios.min()), float(ratios.max())]
+    return [float(np.nanmin(ratios)), float(np.nanmax(ratios))]
 
 
-def _parameters(network: nn.Module) -> int:
+def medians(seconds: Mapping[str, Array]) -> dict[str, float]:
+    """Of every arm of a race."""
+    return {name: float(np.nanmedian(took)) for name, took in seconds.items()}
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of weights."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_core() -> Iterator[None]:
+    """`one_thread` on one core, where the system can be told so."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    with one_thread(), pinned({min(cores)}) if cores else nullcontext():
+        yield
+
+
+@contextmanager
+def pinned(cores: Set[int]) -> Iterator[None]:
+    """Keep this thread, and those it starts, on some cores."""
+    usual = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usual)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch on one thread."""
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -42,6 +42,7 @@ from policies.manifest import (
     GRAPH,
     MANIFEST,
     SETTINGS,
+    TOLERANCE,
     WEIGHTS,
     Consensus,
     CurvePoint,
@@ -80,11 +81,11 @@ __all__ = [
     "cpu_name",
     "deviation",
     "open_graphs",
+    "read_graphs",
     "read_policy",
     "write_bundle",
 ]
 
-TOLERANCE = 1e-4
 VERIFYING_S = 60.0  # patience with parents while a bundle is verified: the machine may be busy
 
 
@@ -203,10 +204,11 @@ class Bundle:
         outputs = (actions, np.array(policy.disagreement), np.array(policy.arrival))
         for name, found in zip(graph_outputs(self.spec), outputs, strict=True):
             error = deviation(found, golden[name][0])
-            if not error <= TOLERANCE:
+            if not error <= self.manifest.tolerance:
                 raise BundleError(
                     f"golden pair: {name} differ by {error:.3g} from those validated at export, allowed is "
-                    f"{TOLERANCE}; export again on this machine, which runs ONNX Runtime {onnxruntime.__version__}"
+                    f"{self.manifest.tolerance}; export again on this machine, which runs ONNX Runtime "
+                    f"{onnxruntime.__version__}"
                 )
 
     def describe(self) -> str:
@@ -226,7 +228,8 @@ class Bundle:
         ]
         return "\n".join(
             [
-                f"{m.name}, {spec.horizon} actions at {spec.rate_hz:g} Hz, {m.sampler.steps} sampler steps",
+                f"{m.name}, {spec.horizon} actions at {spec.rate_hz:g} Hz, {m.sampler.steps} sampler steps, "
+                f"{m.numbers or 'float32'}",
                 *seen,
                 *done,
                 *parents,
@@ -245,11 +248,25 @@ def read_policy(path: Path) -> tuple[bytes, bytes]:
     Raises:
         BundleError: As in `Bundle.load`.
     """
+    _, members = _named_parts(path)
+    return members[WEIGHTS], members[SETTINGS]
+
+
+def read_graphs(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """Return what a bundle says about itself and its verified graphs by name.
+
+    Raises:
+        BundleError: As in `Bundle.load`.
+    """
+    manifest, members = _named_parts(path)
+    return manifest, {name: members[name] for name in manifest.graphs}
+
+
+def _named_parts(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     try:
-        _, members = _verified_parts(path)
+        return _verified_parts(path)
     except ContractError as error:
         raise BundleError(f"{path}: {error}") from error
-    return members[WEIGHTS], members[SETTINGS]
 
 
 def write_bundle(
@@ -269,6 +286,7 @@ def write_bundle(
     consensus: Consensus | None = None,
     curve: tuple[CurvePoint, ...] = (),
     fewer: Mapping[int, Mapping[str, Array]] = MappingProxyType({}),
+    numbers: str = "",
 ) -> Manifest:
     """Write a bundle in one step: a reader sees the old file or the whole new one, and equal content gives equal bytes.
 
@@ -291,6 +309,7 @@ def write_bundle(
         consensus: Of a composition whose parents run beside each other.
         curve: Of several numbers of steps, the fewest first.
         fewer: Golden pairs of all of these but the last.
+        numbers: In which the graphs compute, if not in float32.
 
     Raises:
         BundleError: The content would not load.
@@ -317,6 +336,7 @@ def write_bundle(
         parts={part: sha256(content) for part, content in parts.items()},
         consensus=consensus,
         curve=curve,
+        numbers=numbers,
     )
     content = pack({MANIFEST: manifest.to_bytes(), **parts})
     verified = Bundle._read(io.BytesIO(content), threads=1)
@@ -340,12 +360,11 @@ def open_graphs(
     if consensus is not None:
         return Ensemble(graphs, spec, sampler, consensus, threads)
     goal = Goal(graphs[GOAL], spec, threads) if GOAL in graphs else None
-    names = {steps: variant(GRAPH, steps) for steps in range(1, sampler.steps)} | {sampler.steps: GRAPH}
     networks = {}
-    for steps, name in names.items():
-        if name in graphs:
-            with part(name):
-                networks[steps] = Network(graphs[name], spec, threads, goal)
+    for name in graphs.keys() - {GOAL}:
+        _, _, steps = name.removesuffix(".onnx").partition("@")
+        with part(name):
+            networks[int(steps or sampler.steps)] = Network(graphs[name], spec, threads, goal)
     return AnyStep(networks) if len(networks) > 1 else networks[sampler.steps]
 
 

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpres
 from torch import Tensor, nn
 
 from policies.archive import LIMIT, BundleError
-from policies.bundle import open_graphs, write_bundle
+from policies.bundle import deviation, open_graphs, write_bundle
 from policies.composition import Composition
 from policies.flow import Estimate
-from policies.golden import apart, compare
+from policies.golden import Pair, answered, apart, compare
 from policies.head import head_name
 from policies.manifest import (
     GRAPH,
@@ -51,8 +52,10 @@ from policies.manifest import (
 from policies.network import GOAL, STEP, Runnable, graph_inputs, graph_outputs, graph_types, open_session
 from policies.norm import ACTION
 from policies.policy import Policy
+from policies.quantise import FLOAT32, Choice, fastest
 from policies.runtime.any_step import AnyStep
 from policies.spec import Array
+from policies.train import Windows
 
 TIMED_CALLS = 100
 
@@ -68,6 +71,7 @@ class ExportReport:
         max_error: Largest `deviation` of ONNX Runtime from torch over the compared inputs.
         latency: Of one chunk on this machine, one thread.
         curve: Of several numbers of steps, the fewest first; empty if there is one.
+        choice: What there was to choose from, if there was a choice of numbers to compute in.
     """
 
     path: Path
@@ -76,6 +80,7 @@ class ExportReport:
     max_error: float
     latency: Latency
     curve: tuple[CurvePoint, ...] = ()
+    choice: Choice | None = None
 
 
 def export(
@@ -85,6 +90,7 @@ def export(
     provenance: Mapping[str, Any],
     rounded: bool = False,
     steps: Sequence[int] = (),
+    calibration: Windows | None = None,
 ) -> ExportReport:
     """Export a policy; the policy itself is left as it is.
 
@@ -96,14 +102,19 @@ def export(
             to less than half.
         steps: Numbers of steps among which the bundle chooses at run time, see `policies.runtime.any_step`; those of
             the policy by default.
+        calibration: Episodes by which the bundle may compute in 8 bits, if that is faster on this machine and plans
+            stay what they were, see `policies.quantise`.
 
     Raises:
         BundleError: ONNX Runtime and torch disagree, or contract or weights are not fit for a bundle.
+        ContractError: The episodes do not fit the policy.
     """
     check_contract(policy.spec)
     *few, most = sorted({*steps}) or [policy.steps]
     if few and isinstance(policy.head, Composition):
         raise BundleError("a composition has one number of steps, that its parents share; export it without others")
+    if calibration and isinstance(policy.head, Composition):
+        raise BundleError("a composition computes in the numbers of its parents' graphs; export it in float32")
     _check_weights(policy, 1 + len(few))
     policy = copy.deepcopy(policy).cpu().with_steps(most)
     if rounded:
@@ -115,21 +126,25 @@ def export(
     graphs |= {variant(GRAPH, n): _plan_graphs(fewer[n])[GRAPH] for n in few}
     sampler = Sampler(policy.steps, policy.grid, policy.temperature)
     content = {name: model.SerializeToString() for name, model in graphs.items()}
-    network = open_graphs(content, policy.spec, sampler, consensus)
-    golden, max_error = compare(policy, network)
-    latency, pairs, curve = _latency(network), {}, []
+    load = partial(open_graphs, spec=policy.spec, sampler=sampler, consensus=consensus)
+    network = load(content)
+    pairs, max_error = _compared({**fewer, most: policy}, network)
+    choice = None
+    if calibration:
+        scale = np.array(policy.normaliser.statistics()[ACTION]["scale"])
+        choice = fastest(content, policy.spec, scale, calibration, load)
+        content, network = dict(choice.graphs), load(choice.graphs)
+        pairs, max_error = _answered(pairs, network, max_error)
+    latency, curve = _latency(network), []
     if isinstance(network, AnyStep):
-        for n, other in fewer.items():
-            pairs[n], error = compare(other, network.networks[n])
-            max_error = max(max_error, error)
-            curve.append(_point(n, _latency(network.networks[n]), apart(policy, other)))
+        curve = [_point(n, _latency(network.networks[n]), apart(policy, other)) for n, other in fewer.items()]
         curve.append(_point(most, latency, 0.0))
     write_bundle(
         path,
         content,
         *policy.to_bytes(),
         policy.spec,
-        golden,
+        pairs.pop(most),
         name=head_name(policy.head),
         sampler=sampler,
         normalisation=policy.normaliser.statistics(),
@@ -139,9 +154,29 @@ def export(
         consensus=consensus,
         curve=tuple(curve),
         fewer=pairs,
+        numbers=choice.numbers if choice and choice.numbers != FLOAT32 else "",
     )
     nodes = sum(len(model.graph.node) for model in graphs.values())
-    return ExportReport(path, path.stat().st_size, nodes, max_error, latency, tuple(curve))
+    return ExportReport(path, path.stat().st_size, nodes, max_error, latency, tuple(curve), choice)
+
+
+def _by_steps(network: Runnable, most: int) -> Mapping[int, Runnable]:
+    return network.networks if isinstance(network, AnyStep) else {most: network}
+
+
+def _compared(policies: Mapping[int, Policy], network: Runnable) -> tuple[dict[int, Pair], float]:
+    """The golden pair of every number of steps, and the largest `deviation`."""
+    networks = _by_steps(network, max(policies))
+    found = {n: compare(policy, networks[n]) for n, policy in policies.items()}
+    return {n: pair for n, (pair, _) in found.items()}, max(error for _, error in found.values())
+
+
+def _answered(pairs: Mapping[int, Pair], network: Runnable, max_error: float) -> tuple[dict[int, Pair], float]:
+    """The pairs as a network that computes in other numbers answers them, and the largest `deviation`."""
+    networks = _by_steps(network, max(pairs))
+    answers = {n: answered(networks[n], pair) for n, pair in pairs.items()}
+    errors = [deviation(answers[n][name], pair[name]) for n, pair in pairs.items() for name in pair]
+    return answers, max(max_error, *errors)
 
 
 def _latency(network: Runnable) -> Latency:
@@ -321,7 +356,7 @@ def _normal(policy: Policy, names: Sequence[str], inputs: Sequence[Tensor]) -> d
 
 def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
     """Trace a module and fold everything that depends on the weights only."""
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
@@ -378,7 +413,7 @@ def _tables(model: onnx.ModelProto, names: Sequence[str], grid: Sequence[float])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporter's notes on optional packages and unfolded operations."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
     levels = [logger.level for logger in loggers]

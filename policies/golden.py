@@ -20,9 +20,11 @@ from policies.policy import Policy
 from policies.spec import Array, Feature
 
 CASES, DRAWS = 8, 8
+Pair = dict[str, Array]
+"""A value of every input and output of a graph, batch first."""
 
 
-def compare(policy: Policy, network: Runnable) -> tuple[dict[str, Array], float]:
+def compare(policy: Policy, network: Runnable) -> tuple[Pair, float]:
     """Run torch and a network on the same inputs.
 
     Args:
@@ -110,10 +112,16 @@ def _named(policy: Policy, seen: list[Tensor]) -> dict[str, Tensor]:
     return {feature.name: value for feature, value in zip(policy.spec.observations, seen, strict=True)}
 
 
-def _error(network: Runnable, inputs: Mapping[str, Array]) -> float:
-    observation = {feature.name: inputs[feature.name][0] for feature in network.spec.observations}
-    actions = network.act(observation, inputs["noise"][0], inputs["committed"][0], inputs["hold"][0])
+def answered(network: Runnable, pair: Mapping[str, Array]) -> Pair:
+    """The pair of the same inputs with what a network makes of them."""
+    observation = {feature.name: pair[feature.name][0] for feature in network.spec.observations}
+    actions = network.act(observation, pair["noise"][0], pair["committed"][0], pair["hold"][0])
     if network.warning:
         raise BundleError(f"{network.warning}; look at what that parent computes")
-    expected = (inputs[name][0] for name in graph_outputs(network.spec))
-    return max(map(deviation, (actions, np.array(network.disagreement), np.array(network.arrival)), expected))
+    remarks = (np.array([value], np.float32) for value in (network.disagreement, network.arrival))
+    return {**pair, **dict(zip(graph_outputs(network.spec), (actions[None], *remarks), strict=True))}
+
+
+def _error(network: Runnable, pair: Mapping[str, Array]) -> float:
+    found = answered(network, pair)
+    return max(deviation(found[name], pair[name]) for name in graph_outputs(network.spec))

@@ -20,9 +20,10 @@ from policies.network import GOAL, graph_inputs, graph_outputs
 from policies.spec import Array, Spec
 
 FORMAT = 3
+TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 0.05
 MANIFEST, GRAPH, GOLDEN = "manifest.json", "policy.onnx", "golden.npz"
 WEIGHTS, SETTINGS = "policy.safetensors", "policy.json"
-OPTIONAL = {"consensus", "curve"}  # fields that are not in the file where there is nothing to say
+OPTIONAL = {"consensus", "curve", "numbers"}  # fields that are not in the file where there is nothing to say
 SI_SYMBOL = "1|m|s|kg|A|K|mol|cd|rad|sr|Hz|N|Pa|J|W|C|V|F|Ohm|S|Wb|T|H|lm|lx"
 
 
@@ -132,6 +133,7 @@ class Manifest:
         parts: SHA-256 per part.
         consensus: Of a composition whose parents run beside each other; otherwise not in the file.
         curve: Of a bundle with several numbers of steps, the fewest first; otherwise not in the file.
+        numbers: In which matrix products are computed, where it is not float32, see `policies.quantise`.
     """
 
     format: int
@@ -148,6 +150,12 @@ class Manifest:
     parts: dict[str, str]
     consensus: Consensus | None = None
     curve: tuple[CurvePoint, ...] = ()
+    numbers: str = ""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest `deviation` from the golden pair: rounding to 8 bits may fall out otherwise on another processor."""
+        return ROUNDED_TOLERANCE if self.numbers else TOLERANCE
 
     @property
     def graphs(self) -> tuple[str, ...]:

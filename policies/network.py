@@ -135,12 +135,16 @@ class Network(Runnable):
         seen = {feature.name: inputs[feature.name] for feature in self.spec.observations if not feature.constant}
         return {**seen, **self._goal.shapes, **chunk}
 
-    def _plan(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
+    def feed(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> dict[str, Array]:
+        """What the graph is given for a chunk, by name; valid until the next call."""
         inputs = {**observation, "noise": noise, "committed": committed, "hold": hold}
         for name, buffer in self._buffers.items():
             buffer[0] = inputs[name]
-        digest = self._goal.digest(observation) if self._goal else {}
-        actions, disagreement, arrival = self._session.run(list(graph_outputs(self.spec)), self._buffers | digest)
+        return self._buffers | (self._goal.digest(observation) if self._goal else {})
+
+    def _plan(self, observation: Observation, noise: Array, committed: Array, hold: Array) -> Array:
+        inputs = self.feed(observation, noise, committed, hold)
+        actions, disagreement, arrival = self._session.run(list(graph_outputs(self.spec)), inputs)
         self.disagreement, self.arrival = float(disagreement[0]), float(arrival[0])
         return actions[0]
 

@@ -48,6 +48,8 @@ def test_an_unknown_command_is_refused() -> None:
         (("eval", "--env", "Nowhere-v0"), "no environment 'Nowhere-v0'; choose one of kinoflow/"),
         (("data", "none.hdf5"), "no episode file"),
         (("bench", "none.kfb"), "no such file"),
+        (("bench", "none.kfb", "--peers"), "no such file"),
+        (("bench", "none.kfb", "--lerobot", "python"), "add --peers"),
         (("bench", str(PLANNER)), "this is a planner; use kinoflow eval xdiffuser --planner"),
         (("run", "none.kfb"), "no such file"),
     ],

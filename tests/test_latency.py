@@ -84,9 +84,12 @@ def test_progress_ends_and_the_thread_count_comes_back(bundle: Path) -> None:
     assert done == [(0, 1, "", 1), (1, 1, "", 1)] and after == 2
 
 
-def test_the_torch_arm_is_the_bundles_head(bundle: Path, policy: Policy) -> None:
-    rebuilt = make_arms(bundle, WIDTHS)["torch"].policy
-    assert isinstance(rebuilt, Policy) and isinstance(rebuilt.head, FlowDiT)
+def test_the_torch_arm_is_the_bundles_head(bundle: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    acting: list[Policy] = []
+    monkeypatch.setattr(Policy, "act", lambda self, *_: acting.append(self))
+    make_arms(bundle, WIDTHS)["torch"].call()
+    [rebuilt] = acting
+    assert isinstance(rebuilt.head, FlowDiT)
     assert (rebuilt.head.config, rebuilt.spec, rebuilt.steps) == (CONFIG, SPEC, policy.steps)
     assert all(
         torch.equal(mine, theirs) for mine, theirs in zip(rebuilt.parameters(), policy.parameters(), strict=True)

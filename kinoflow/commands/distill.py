@@ -13,7 +13,7 @@ import tyro
 
 from envs.episodes import EpisodeFile, read_episodes
 from envs.evaluate import EvaluateConfig, compared, run_all, summary
-from kinoflow.commands.export import provenance_of
+from kinoflow.commands.export import provenance_of, trained_on
 from kinoflow.console import progress_bar, show
 from policies.checks import at_least
 from policies.coverage import coverage, drawn, spread
@@ -22,7 +22,6 @@ from policies.export import export
 from policies.files import replace_file
 from policies.load import LOADER, load_trained
 from policies.policy import Policy
-from policies.spec import ContractError
 from policies.train import LOG_EVERY
 from policies.training import STATE
 
@@ -68,7 +67,7 @@ def command(
     least = min(steps, default=0)
     at_least(1, steps=least, teacher_steps=teacher_steps, episodes=episodes, updates=updates, batch=batch)
     drivers = {f"teacher@{n}": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
-    data = data or _trained_on(policy)
+    data = data or trained_on(str(policy), "--data")
     episode_file = read_episodes(data)
     for name in method:
         recipe = DistillRecipe(
@@ -78,7 +77,8 @@ def command(
         with progress_bar(f"distilling: {name}") as progress:
             Distiller(recipe, episode_file, resume and (out / name / STATE).exists()).run(None, progress)
         drivers |= {f"{name}@{n}": load_trained(f"{out / name}@{n}") for n in steps}
-        export(load_trained(str(out / name)), out / f"{name}.kfb", provenance=provenance_of(str(out / name)), steps=steps)
+        whole = load_trained(str(out / name))
+        export(whole, out / f"{name}.kfb", provenance=provenance_of(str(out / name)), steps=steps)
     sources: dict[str, Path] = {"teacher": policy, **{name: out / name for name in method}}
     rows, covered = _compared(drivers, sources, out, episode_file, episodes), _covered(drivers, episode_file)
     result = {
@@ -90,13 +90,6 @@ def command(
     }
     replace_file(out / "distilled.json", json_format.dumps(result, indent=1).encode())
     show(result, json, as_text(result))
-
-
-def _trained_on(policy: Path) -> Path:
-    data = provenance_of(str(policy)).get("recipe", {}).get("data")
-    if data is None or not Path(data).is_file():
-        raise ContractError(f"the episodes {policy} was trained on are not at {data}; give others with --data FILE")
-    return Path(data)
 
 
 def _minutes(run: Path) -> float:

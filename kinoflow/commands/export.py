@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from envs.episodes import read_episodes
 from kinoflow.console import show
 from policies.bundle import Bundle
 from policies.checks import at_least
 from policies.export import export
 from policies.load import load_trained
+from policies.spec import ContractError
 
 
 def command(
@@ -22,6 +24,8 @@ def command(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     rounded: bool = False,
     steps: tuple[int, ...] = (),
+    int8: bool = False,
+    calibrate: Path | None = None,
     json: bool = False,
 ) -> None:
     """Write a policy as one verified bundle; of a training run that is the best one.
@@ -31,12 +35,17 @@ def command(
         out: Bundle to write (.kfb).
         rounded: Round weights to bfloat16: the file is less than half as large. Evaluate the bundle, not the run.
         steps: Numbers of steps to choose from at run time, as many as there is time for; else those of the policy.
+        int8: Compute in 8 bits, if that is faster on this machine and plans stay what they were.
+        calibrate: Episodes to judge that by; those the policy was trained on by default.
         json: Print JSON.
     """
+    if calibrate and not int8:
+        raise ContractError("--calibrate is what --int8 is judged by; add --int8")
     at_least(1, steps=min(steps, default=1))
     trained = load_trained(policy)
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = export(trained, out, provenance=provenance_of(policy), rounded=rounded, steps=steps)
+    episodes = read_episodes(calibrate or trained_on(policy, "--calibrate")) if int8 else None
+    report = export(trained, out, provenance=provenance_of(policy), rounded=rounded, steps=steps, calibration=episodes)
     result = {
         "bundle": str(out),
         "bytes": report.size,
@@ -46,6 +55,9 @@ def command(
         "p99_ms": report.latency.p99_ms,
         **({"curve": [asdict(point) for point in report.curve]} if report.curve else {}),
     }
+    if report.choice:
+        result["numbers"] = report.choice.numbers
+        result["trials"] = {name: asdict(trial) for name, trial in report.choice.trials.items()}
     show(result, json)
 
 
@@ -59,3 +71,15 @@ def provenance_of(policy: str) -> dict[str, Any]:
         return known
     run, _, _ = policy.rpartition("@")  # what follows are settings
     return {**(provenance_of(run) if run else {}), "policy": policy}
+
+
+def trained_on(policy: str, option: str) -> Path:
+    """The episodes that a policy was trained on.
+
+    Raises:
+        ContractError: They are not there; names the option by which others are given.
+    """
+    data = provenance_of(policy).get("recipe", {}).get("data")
+    if data is None or not Path(data).is_file():
+        raise ContractError(f"the episodes {policy} was trained on are not at {data}; give others with {option} FILE")
+    return Path(data)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Write tests/foreign/reference/lerobot/ again with the real LeRobot, in an environment of its own: LeRobot 0.4.4 needs
 # torch < 2.11 and so cannot live beside this project. About 6 GB on disk, as that torch comes with CUDA.
+# kinoflow bench --peers --lerobot takes the Python of the same environment.
 # Usage: tests/parity/lerobot.sh [FOLDER_OF_THE_ENVIRONMENT]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)

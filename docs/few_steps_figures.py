@@ -1,4 +1,4 @@
-"""Figures of docs/few-steps.md: success, precision and recall against latency, from docs/results/few_steps_HEAD.json.
+"""Figures of docs/few-steps.md, from docs/results/few_steps_HEAD.json and chunking_ENV.json.
 
 Run: python docs/few_steps_figures.py
 """
@@ -13,6 +13,7 @@ from benchmarks.entry import run
 from kinoflow.figures import canvas, save
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 TITLES = {
     "success": "success",
     "precision": "chunks that are the teacher's",
@@ -21,18 +22,43 @@ TITLES = {
 
 
 def main() -> None:
-    """One figure per head: a curve per method, a point per number of steps."""
-    for path in sorted((HERE / "results").glob("few_steps_*.json")):
-        rows = json.loads(path.read_text())["rows"]
-        figure, axes = canvas(12, 4, len(TITLES))
-        for axis, (quantity, title) in zip(axes, TITLES.items(), strict=True):
-            for method in dict.fromkeys(name.split("@")[0] for name in rows):
-                _curve(axis, rows, method, quantity)
-            axis.set(xscale="log", xlabel="chunk of the bundle on one core, p50 [ms]", title=title)
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_formatter("{x:g}")
-        axes[0].legend()
-        save(figure, HERE / f"{path.stem}.png")
+    """Students against latency, a figure per head, and execution against delay, a figure per environment."""
+    for path in sorted(RESULTS.glob("few_steps_*.json")):
+        students(json.loads(path.read_text())["rows"], path.stem)
+    for path in sorted(RESULTS.glob("chunking_*.json")):
+        for policy in json.loads(path.read_text())["policies"].values():
+            delays(policy, path.stem)
+
+
+def delays(arms: list[dict[str, Any]], name: str) -> None:
+    """Success, with its interval, and jerk against the delay of inference, a line per way to go on meanwhile."""
+    figure, axes = canvas(9, 3.6, 2)
+    without, *delayed = arms
+    for index, way in enumerate(dict.fromkeys(arm["way"] for arm in delayed)):
+        shown = [without, *(arm for arm in delayed if arm["way"] == way)]
+        rates = [arm["success"] for arm in shown]
+        means = [rate["mean"] for rate in rates]
+        spread = [[abs(rate[end] - rate["mean"]) for rate in rates] for end in ("low", "high")]
+        at = [arm["delay_ms"] + 4 * index for arm in shown]  # beside each other
+        axes[0].errorbar(at, means, spread, label=way, marker="o", capsize=3)
+        axes[1].plot(at, [arm["jerk"] for arm in shown], label=way, marker="o")
+    axes[0].set(xlabel="delay of inference [ms]", ylabel="success")
+    axes[1].set(xlabel="delay of inference [ms]", ylabel="jerk of commands, rms", ylim=(0, None))
+    axes[1].legend()
+    save(figure, HERE / f"{name}.png")
+
+
+def students(rows: dict[str, Any], name: str) -> None:
+    """Success, precision and recall against latency: a curve per method, a point per number of steps."""
+    figure, axes = canvas(12, 4, len(TITLES))
+    for axis, (quantity, title) in zip(axes, TITLES.items(), strict=True):
+        for method in dict.fromkeys(row.split("@")[0] for row in rows):
+            _curve(axis, rows, method, quantity)
+        axis.set(xscale="log", xlabel="chunk of the bundle on one core, p50 [ms]", title=title)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+    axes[0].legend()
+    save(figure, HERE / f"{name}.png")
 
 
 def _curve(axis: Any, rows: dict[str, Any], method: str, quantity: str) -> None:

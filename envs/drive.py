@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,9 +13,9 @@ from envs.world import World
 from policies.runtime.buffer import ChunkBuffer
 from policies.runtime.guard import Guard, GuardLimits
 from policies.runtime.loop import Loop, LoopReport
-from policies.runtime.runner import Runner
+from policies.runtime.runner import Chunking, Runner
 from policies.runtime.worker import BatchWorker, Worker
-from policies.spec import Array, Observation
+from policies.spec import ActionSpec, Array, Observation
 
 SPARE = 0.4  # s, a chunk is not executed for longer than this after the next one should have come
 TRACE_EVERY = 0.2  # s between two points of a recorded path
@@ -54,6 +55,7 @@ class PolicyDriver:
         latency_s: Simulated time from an observation to its chunk.
         soft: Actions over which a new chunk is tied to the old one, see `ChunkBuffer`.
         execute: Actions of a chunk to execute before the next one is planned.
+        chunking: What happens while it is being planned.
         whole: Refuse to drive while parents of a composition are left out; in real time that is part of the result.
     """
 
@@ -64,13 +66,14 @@ class PolicyDriver:
         latency_s: float = 0.0,
         soft: int = 0,
         execute: int = 1,
+        chunking: Chunking = "hold",
         whole: bool = True,
     ) -> None:
         spec, rng = worker.spec, np.random.default_rng(seed)
         if not 1 <= execute <= spec.horizon:
             raise ValueError(f"cannot execute {execute} actions of a chunk of {spec.horizon}; choose 1 to that")
-        buffer = ChunkBuffer(spec, execute * spec.dt + SPARE, soft)
-        self.runner = Runner(worker, buffer, rng, spec.rate_hz / execute, latency_s)
+        buffer = ChunkBuffer(spec, execute * spec.dt + latency_s + SPARE, soft)
+        self.runner = Runner(worker, buffer, rng, spec.rate_hz / execute, latency_s, chunking)
         self._seen, self._whole = [feature.name for feature in spec.observations], whole
 
     def look(self, observation: Observation, now: float) -> None:
@@ -86,9 +89,36 @@ class PolicyDriver:
         return self.runner.command(now)
 
 
+def jerk(commands: Sequence[Array], action: ActionSpec, dt: float) -> dict[str, float]:
+    """How far from smooth executed commands are: the root mean square of their jerk over time.
+
+    Jerk is a finite difference of the commands: the first of accelerations, the second of velocities, the third of
+    whatever else there is, which is taken for positions.
+
+    Args:
+        commands: ``(A,)`` each.
+        action: What they mean.
+        dt: Seconds between two of them.
+
+    Returns:
+        ``jerk`` of all components that do not turn, in m/s^3 or in the unit of the positions per s^3, and
+        ``turn_jerk`` of those that do, in rad/s^3. Fewer commands than a difference needs have none.
+    """
+    squares: dict[str, float] = {}
+    for values, unit in zip(np.transpose(commands).astype(float), action.units, strict=True):
+        order = 1 if unit.endswith("/s^2") else 2 if unit.endswith("/s") else 3
+        found = np.diff(values, order) / dt**order
+        name = "turn_jerk" if unit.startswith("rad") else "jerk"
+        squares[name] = squares.get(name, 0.0) + float(np.square(found).sum()) / max(1, len(found))
+    return {name: round(math.sqrt(value), 3) for name, value in squares.items()}
+
+
 @dataclass(frozen=True)
 class Row:
-    """One episode of one driver: what came of it after ``time_s`` seconds, and where it went."""
+    """One episode of one driver: what came of it after ``time_s`` seconds, and where it went.
+
+    Its metrics are those of the environment and `jerk`.
+    """
 
     seed: int
     success: bool
@@ -118,6 +148,7 @@ class Episode:
         self._guard = Guard(GuardLimits.of(world.contract.action), underway) if velocities else None
         self._observation = world.observe()
         self._path = [tuple(world.pose[:2])]
+        self._commands: list[Array] = []
 
     @property
     def time(self) -> float:
@@ -131,6 +162,7 @@ class Episode:
             command = self._guard.filter(command, now, now)
         elif command is None:
             command = self._world.rest
+        self._commands.append(command)
         self._observation, _, terminated, truncated, _ = self._world.step(command)
         self.ended = terminated or truncated
         if self.ended or self._world.time >= len(self._path) * TRACE_EVERY - 1e-9:
@@ -145,7 +177,8 @@ class Episode:
         """What came of it."""
         path = [(round(float(x), 2), round(float(y), 2)) for x, y in self._path]
         world = self._world
-        return Row(self._seed, bool(world.success), round(world.time, 3), dict(world.metrics), path)
+        metrics = {**world.metrics, **jerk(self._commands, world.contract.action, world.step_dt)}
+        return Row(self._seed, bool(world.success), round(world.time, 3), metrics, path)
 
 
 def run_episode(env: World, driver: Driver, seed: int, after_tick: Callable[[], None] = lambda: None) -> Row:

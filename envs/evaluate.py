@@ -26,6 +26,7 @@ from envs.drive import (
     run_together,
 )
 from envs.world import World, make, robot
+from policies.runtime.runner import Chunking
 from policies.runtime.worker import BatchWorker, InferenceWorker, InlineWorker
 from policies.spec import ChunkPolicy, ContractError, stated
 
@@ -79,6 +80,8 @@ class EvaluateConfig:
         seed: First seed; the same for every driver.
         latency_ms: Simulated time from an observation to its chunk.
         execute: Actions of a chunk to execute before the next is planned; the environment's custom by default.
+        chunking: What happens while a chunk is being inferred: it continues the present one, which is executed (hold:
+            real-time chunking), it knows nothing of it (naive), or the robot rests until it is there (synchronous).
         baselines: Also run standing still and the environment's scripted drivers.
         realtime: Run policies in real time, inference in its own process, one episode after the other; baselines
             stay in simulated time.
@@ -91,6 +94,7 @@ class EvaluateConfig:
     seed: int = 0
     latency_ms: float = 0.0
     execute: int | None = None
+    chunking: Chunking = "hold"
     baselines: bool = True
     realtime: bool = False
     workers: int = 2
@@ -130,7 +134,8 @@ def evaluate(
     rows, loops = run_all(names, len(policies), loader, config, progress)
     first, *others = names
     report = {"env": config.env, **robot(config.embodiment), "policy": first, "episodes": config.episodes}
-    report |= {"seed": config.seed, "latency_ms": config.latency_ms, **summary(rows[first])}
+    report |= {"seed": config.seed, "latency_ms": config.latency_ms, "chunking": config.chunking}
+    report |= summary(rows[first])
     report["baselines"] = {
         name: summary(rows[name]) | {"difference": compared(rows[first], rows[name])} for name in others
     }
@@ -269,7 +274,9 @@ def _policy_driver(
         worker.spec = replace(worker.spec, rate_hz=env.contract.rate_hz)
     execute = min(env.execute, worker.spec.horizon) if config.execute is None else config.execute
     live = isinstance(worker, InferenceWorker)
-    return PolicyDriver(worker, seed, config.latency_ms / 1e3, execute=execute, whole=not live)
+    return PolicyDriver(
+        worker, seed, config.latency_ms / 1e3, execute=execute, chunking=config.chunking, whole=not live
+    )
 
 
 def as_text(report: Mapping[str, Any]) -> str:

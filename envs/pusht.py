@@ -111,7 +111,7 @@ class PushTEnv(gymnasium.Env[Any, Array]):
         self.game.reset(seed=seed)
         if options and "state" in options:
             self._restore(np.asarray(options["state"], float))
-        self._errors = self._track()
+        self._errors, self._target = self._track(), np.array(self.game.agent.position, np.float32)
         self.time = 0.0
         self.coverage = self.best_coverage = float(self.game._get_coverage())
         return self.observe(), self._info()
@@ -146,8 +146,8 @@ class PushTEnv(gymnasium.Env[Any, Array]):
 
     @property
     def rest(self) -> Array:
-        """Position that keeps the agent where it is."""
-        return np.array(self.game.agent.position, np.float32)
+        """Position that the agent is moving to already; where it is before the first command."""
+        return self._target.copy()
 
     @property
     def pose(self) -> Array:
@@ -158,7 +158,8 @@ class PushTEnv(gymnasium.Env[Any, Array]):
         target = np.asarray(action, np.float32)
         if target.shape != (2,) or not np.isfinite(target).all():
             raise ContractError(f"action must be 2 finite values {ACTION.names}, got {action}")
-        _, reward, _, _, info = self.game.step(ACTION.clip(target).astype(float))
+        self._target = ACTION.clip(target)
+        _, reward, _, _, info = self.game.step(self._target.astype(float))
         self._errors = self._track()
         self.time += self.step_dt
         self.coverage = float(info["coverage"])

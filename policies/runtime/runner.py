@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,14 @@ from policies.runtime.history import History
 from policies.runtime.stop import StopLatch
 from policies.runtime.worker import Request, Result, Worker
 from policies.spec import Array, Observation
+
+Chunking = Literal["hold", "naive", "synchronous"]
+"""What happens while the next chunk is being inferred.
+
+With ``hold`` the present one is executed and the next one continues it, real-time chunking (arXiv 2506.07339). With
+``naive`` it is executed as well, but the next one knows nothing of it. With ``synchronous`` the robot waits: commanded
+velocities are zero, nothing else is commanded, until the next one arrives, and its first action is due then.
+"""
 
 _EARLY = 0.1  # fraction of the planning period a tick may come early without waiting for the next one
 _ROUNDING_S = 1e-9
@@ -40,6 +49,7 @@ class Runner:
         rng: Source of the noise.
         rate_hz: Planning rate in Hz.
         latency_s: A chunk takes over no earlier than this after its observation: the latency to simulate, in seconds.
+        chunking: What happens while a chunk is being inferred.
     """
 
     def __init__(
@@ -49,6 +59,7 @@ class Runner:
         rng: np.random.Generator,
         rate_hz: float = 10.0,
         latency_s: float = 0.0,
+        chunking: Chunking = "hold",
     ) -> None:
         self.error = ""
         """Why there is no newer chunk, in words; empty while all is well."""
@@ -67,7 +78,7 @@ class Runner:
         self._stoppable = all(unit.endswith("/s") for unit in worker.spec.action.units)
         self._latch = StopLatch()
         self._worker, self._buffer, self._rng = worker, buffer, rng
-        self._period_s, self._latency_s = 1.0 / rate_hz, latency_s
+        self._period_s, self._latency_s, self._chunking = 1.0 / rate_hz, latency_s, chunking
         self._history = History(worker.spec)
         self._lock = threading.Lock()
         self._reset()
@@ -102,6 +113,8 @@ class Runner:
 
     def command(self, now: float) -> Array | None:
         """Return the ``(A,)`` command to send now, None when there is no chunk that is fresh enough."""
+        if self._chunking == "synchronous" and self._in_flight is not None:
+            return np.zeros(self._worker.spec.action.dim, np.float32) if self._stoppable else None
         return self._buffer.command(now)
 
     def clear(self) -> None:
@@ -131,6 +144,8 @@ class Runner:
         if self._noise is None:
             self._noise = self._rng.standard_normal(spec.noise_shape, dtype=np.float32)
         committed, hold = self._buffer.committed(stamp)
+        if self._chunking == "naive":
+            hold = np.zeros_like(hold)
         request = Request(stamp, self._history.window(), self._noise, committed, hold, self._period_s)
         self._in_flight = self._worker.submit(request)
         self._planned = stamp
@@ -158,4 +173,7 @@ class Runner:
             if self._stoppable:
                 self._latch.update(result.arrival)
             actions = np.zeros_like(result.actions) if self.arrived else result.actions
-            self._buffer.put(Chunk(actions, result.stamp, self._worker.spec.dt), now)
+            start = result.stamp
+            if self._chunking == "synchronous":
+                start, self._next = now, self._next + now - result.stamp
+            self._buffer.put(Chunk(actions, start, self._worker.spec.dt), now)

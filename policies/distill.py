@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from policies.flow import Field, from_velocity, straight, uniform
-from policies.flow.distill import Average, halved, lagrangian, reflow, split, u_shaped_times
+from policies.flow.distill import (
+    Average,
+    cheapest_grid,
+    halved,
+    lagrangian,
+    reflow,
+    split,
+    step_costs,
+    u_shaped_times,
+)
 from policies.head import Head, head_name
 from policies.load import load_trained
 from policies.policy import Policy
@@ -21,6 +31,7 @@ from policies.spec import Array, ContractError
 from policies.train import Recipe, Trainer, Windows
 
 Method = Literal["paths", "split", "lagrangian", "progressive", "reflow"]
+FINE, OBSERVED = 20, 64  # steps that grids are made of, and observations that say how much each goes astray
 SHORTEST = 1e-3  # step that is compared with a path
 
 
@@ -158,6 +169,26 @@ class Distiller(Trainer[Any]):
             return head.estimate(x, s, head.until(context, t)).velocity
 
         return self._teach(Lesson(average, field, torch.stack(path), self.generator))
+
+
+@torch.inference_mode()
+def on_cheapest_grids(policy: Policy, data: Windows, steps: Iterable[int]) -> dict[int, Policy]:
+    """The policy on the grids whose steps go astray least along its own paths (BOSS, arXiv 2312.16414); not trained.
+
+    Args:
+        policy: Any policy.
+        data: Episodes, for their observations.
+        steps: Numbers of steps, at most `FINE`.
+    """
+    head, spec = policy.head, policy.spec
+    pool = np.random.default_rng(0).choice(np.flatnonzero(~data.valid), OBSERVED)
+    seen, _ = data.windows(pool, spec.history, spec.horizon)
+    observation = policy.normaliser({f.name: torch.from_numpy(seen[f.name]) for f in spec.observations})
+    noise = torch.randn(OBSERVED * head.candidates, *spec.noise_shape, generator=torch.Generator().manual_seed(0))
+    fine = head.grid(FINE)
+    costs = step_costs(head.field(_context(head, observation)), policy.start(noise), fine)
+    grids = {n: [fine[index] for index in cheapest_grid(costs, n)] for n in steps}
+    return {n: Policy(head, policy.normaliser, n, policy.temperature, grid).eval() for n, grid in grids.items()}
 
 
 def _context(head: Head, observation: Mapping[str, Tensor]) -> Any:

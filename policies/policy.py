@@ -58,16 +58,26 @@ class Policy(nn.Module):
     Args:
         head: Action head; works in normal units.
         normaliser: Maps between the two.
-        steps: Denoising steps, on the head's own time grid.
+        steps: Denoising steps.
         temperature: Scale of the start noise; below 1 chunks are less diverse and more typical.
+        grid: The ``steps + 1`` increasing times between which they go; the head's own by default.
     """
 
-    def __init__(self, head: Head, normaliser: Normaliser, steps: int = 4, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        head: Head,
+        normaliser: Normaliser,
+        steps: int = 4,
+        temperature: float = 1.0,
+        grid: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         if steps < 1:
             raise ValueError(f"steps={steps}: sampling needs at least one step")
+        if grid is not None and (len(grid) != steps + 1 or sorted({*grid}) != [*grid]):
+            raise ValueError(f"grid={grid}: {steps} steps go between {steps + 1} increasing times")
         self.head, self.normaliser, self.steps, self.temperature = head, normaliser, steps, temperature
-        self.grid = head.grid(steps)
+        self.grid = head.grid(steps) if grid is None else tuple(grid)
         """Times on the linear path between which the steps go."""
         self.disagreement = 0.0
         """Between the parents of a composition at the newest chunk, in normal units."""
@@ -85,8 +95,9 @@ class Policy(nn.Module):
         return self.head.spec
 
     def with_steps(self, steps: int) -> Policy:
-        """The same policy with another number of denoising steps; they share their weights."""
-        return Policy(self.head, self.normaliser, steps, self.temperature).eval()
+        """The same policy with a number of denoising steps; they share their weights."""
+        grid = self.grid if steps == self.steps else None
+        return Policy(self.head, self.normaliser, steps, self.temperature, grid).eval()
 
     def plan(self, observation: Mapping[str, Tensor], noise: Tensor, committed: Tensor, hold_weights: Tensor) -> Plan:
         """Plan a batch of chunks.
@@ -217,20 +228,22 @@ class Policy(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but the weights, as plain JSON values."""
+        own = self.grid == self.head.grid(self.steps)
         return {
             "head": head_name(self.head),
             "config": dataclasses.asdict(self.head.config),
             "spec": self.spec.to_json(),
             "steps": self.steps,
             "temperature": self.temperature,
+            **({} if own else {"grid": self.grid}),
         }
 
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> Policy:
         """Build an untrained policy from `settings`."""
         spec, head = Spec.from_json(settings["spec"]), find_head(settings["head"])
-        sampler = {key: settings[key] for key in ("steps", "temperature")}
-        return cls(head(spec, head.Config(**settings["config"])), Normaliser.identity(spec), **sampler)
+        sampler = settings["steps"], settings["temperature"], settings.get("grid")
+        return cls(head(spec, head.Config(**settings["config"])), Normaliser.identity(spec), *sampler)
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and settings (JSON) into ``folder``, each atomically."""

@@ -13,7 +13,7 @@ from kinoflow.cli import call
 from kinoflow.commands.distill import as_text
 from policies.bundle import Bundle
 from policies.coverage import coverage, spread
-from policies.distill import METHODS, Distiller, DistillRecipe, Lesson, Method
+from policies.distill import METHODS, Distiller, DistillRecipe, Lesson, Method, on_cheapest_grids
 from policies.export import export
 from policies.flow import Estimate
 from policies.flowdit import Config, FlowDiT
@@ -73,9 +73,9 @@ def distilled(method: Method, teacher: Path, out: Path, episodes: EpisodeFile, *
     return Policy.load(out)
 
 
-def chunks(policy: Policy, steps: int) -> Tensor:
+def chunks(policy: Policy, steps: int, grid: tuple[float, ...] | None = None) -> Tensor:
     """Of many noises."""
-    policy = Policy(policy.head, policy.normaliser, steps).eval()
+    policy = Policy(policy.head, policy.normaliser, steps, grid=grid).eval()
     noise = torch.randn(400, *policy.spec.noise_shape, generator=torch.Generator().manual_seed(0))
     none = torch.zeros(400, policy.spec.horizon, 2)
     with torch.inference_mode():
@@ -154,21 +154,36 @@ def test_other_networks_are_refused(tmp_path: Path, episodes: EpisodeFile) -> No
         Distiller(lesson_plan(tmp_path, initial=tmp_path / "unet"), episodes)
 
 
+def test_steps_on_the_cheapest_grid_go_less_astray(teacher: Path, episodes: EpisodeFile, tmp_path: Path) -> None:
+    policy = Policy.load(teacher)
+    found = on_cheapest_grids(policy, episodes, (2, 4))
+    assert [*found] == [2, 4] and all(len(each.grid) == n + 1 for n, each in found.items())
+    exact = chunks(policy, 100)
+    for n, each in found.items():
+        error, usual = (float((chunks(each, n, grid) - exact).square().mean()) for grid in (each.grid, None))
+        assert error <= usual
+    path = export(found[2], tmp_path / "grid.kfb", provenance={}).path
+    assert Bundle.load(path).manifest.sampler.grid == found[2].grid == Policy.load(path).grid
+    assert Policy.load(path).with_steps(2).grid == found[2].grid != Policy.load(path).with_steps(4).grid
+    with pytest.raises(ValueError, match="2 steps go between 3 increasing times"):
+        Policy(policy.head, policy.normaliser, 2, grid=(0.0, 1.0, 0.5))
+
+
 def test_the_command_compares_student_and_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out, bundle = tmp_path / "nav.hdf5", tmp_path / "student", str(BUNDLE)
     collect(CollectConfig(data, episodes=3, workers=1), lambda done, total: None)
-    small = ["--updates", "2", "--batch", "4", "--episodes", "2", "--steps", "1", "--teacher-steps", "2", "--json"]
-    methods = ["--method", "paths", "reflow"]
+    small = ["--updates", "2", "--batch", "4", "--episodes", "2", "--steps", "1", "2", "--teacher-steps", "3", "--json"]
+    methods = ["--method", "paths", "grid"]
     assert call("distill", [bundle, "--data", str(data), "--out", str(out), *methods, *small]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [*result["rows"]] == ["teacher@2", "teacher@1", "paths@1", "reflow@1"]
-    assert result["rows"]["teacher@2"]["difference"]["mean"] == 0
+    assert [*result["rows"]] == ["teacher@3", "teacher@1", "teacher@2", "paths@1", "paths@2", "grid@2"]
+    assert result["rows"]["teacher@3"]["difference"]["mean"] == 0
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in result["rows"].values())
-    assert result["rows"]["teacher@2"]["precision"] > 0.8 < result["rows"]["teacher@2"]["recall"]
-    assert as_text(result).splitlines()[1].startswith("teacher@2")
+    assert result["rows"]["teacher@3"]["precision"] > 0.8 < result["rows"]["teacher@3"]["recall"]
+    assert as_text(result).splitlines()[1].startswith("teacher@3")
     assert json.loads((out / "distilled.json").read_text())["rows"] == result["rows"]
     assert Bundle.load(out / "paths@1.kfb").manifest.sampler.steps == 1
-    assert Bundle.load(out / "paths.kfb").manifest.sampler.steps == 1
+    assert Bundle.load(out / "paths.kfb").manifest.sampler.steps == 2
 
 
 def test_coverage_tells_a_lost_mode_from_one_between_the_others() -> None:

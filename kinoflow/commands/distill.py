@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from kinoflow.commands.export import provenance_of, trained_on
 from kinoflow.console import progress_bar, show
 from policies.checks import at_least
 from policies.coverage import coverage, drawn, spread
-from policies.distill import Distiller, DistillRecipe, Method
+from policies.distill import FINE, Distiller, DistillRecipe, Method, on_cheapest_grids
 from policies.export import export
 from policies.files import replace_file
 from policies.load import LOADER, load_trained
@@ -32,7 +32,7 @@ GLANCE, DRAWS = 16, 64  # chunks per observation to find these, and to compare t
 def command(
     policy: tyro.conf.Positional[Path],
     out: Path,
-    method: tuple[Method, ...] = ("paths",),
+    method: tuple[Literal[Method, "grid"], ...] = ("paths",),
     steps: tuple[int, ...] = (1, 2, 4),
     teacher_steps: int = 10,
     data: Path | None = None,
@@ -52,7 +52,8 @@ def command(
     Args:
         policy: Run directory of kinoflow train, or bundle.
         out: Directory for the students.
-        method: What they are taught; of several the table says which to keep.
+        method: What they are taught; of several the table says which to keep. Nothing with "grid": the times between
+            which the steps of the teacher go are chosen.
         steps: Numbers of steps to compare.
         teacher_steps: Steps that the teacher's chunks are taken from, and it is compared with.
         data: Episodes to distil on; those the policy was trained on by default.
@@ -69,7 +70,8 @@ def command(
     drivers = {f"teacher@{n}": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
     data = data or trained_on(str(policy), "--data")
     episode_file = read_episodes(data)
-    for name in method:
+    taught = [name for name in method if name != "grid"]
+    for name in taught:
         recipe = DistillRecipe(
             data, out / name, None, steps=updates, batch=batch, learning_rate=learning_rate, seed=seed, initial=policy,
             sample_steps=least, evaluate_every=updates, rollouts=0, method=name, teacher_steps=teacher_steps,
@@ -79,12 +81,17 @@ def command(
         drivers |= {f"{name}@{n}": load_trained(f"{out / name}@{n}") for n in steps}
         whole = load_trained(str(out / name))
         export(whole, out / f"{name}.kfb", provenance=provenance_of(str(out / name)), steps=steps)
-    sources: dict[str, Path] = {"teacher": policy, **{name: out / name for name in method}}
+    if "grid" in method:
+        some = [n for n in steps if 1 < n <= FINE]
+        drivers |= {
+            f"grid@{n}": found for n, found in on_cheapest_grids(load_trained(str(policy)), episode_file, some).items()
+        }
+    sources: dict[str, Path] = {"teacher": policy, "grid": policy, **{name: out / name for name in taught}}
     rows, covered = _compared(drivers, sources, out, episode_file, episodes), _covered(drivers, episode_file)
     result = {
         "policy": str(policy),
         "updates": updates,
-        "minutes": {name: _minutes(out / name) for name in method},
+        "minutes": {name: _minutes(out / name) for name in taught},
         "episodes": episodes,
         "rows": {name: row | covered[name] for name, row in rows.items()},
     }

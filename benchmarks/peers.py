@@ -216,7 +216,7 @@ class DiT1d(nn.Module):
         tokens = self.inlet(x) + self.position
         for block in self.blocks:
             tokens = block(tokens, condition)
-        return self.outlet(modulated(tokens, *self.modulation(condition).chunk(2, -1)))
+        return self.outlet(modulated(tokens, *self.modulation(condition)[:, None].chunk(2, -1)))
 
 
 class AdaptiveBlock(nn.Module):
@@ -229,10 +229,10 @@ class AdaptiveBlock(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        m = self.modulation(condition).chunk(6, -1)
+        m = self.modulation(condition)[:, None].chunk(6, -1)
         normal = modulated(tokens, m[0], m[1])
-        tokens = tokens + m[2][:, None] * self.attention(normal, normal, normal)[0]
-        return tokens + m[5][:, None] * self.mlp(modulated(tokens, m[3], m[4]))
+        tokens = tokens + m[2] * self.attention(normal, normal, normal)[0]
+        return tokens + m[5] * self.mlp(modulated(tokens, m[3], m[4]))
 
 
 class Package:

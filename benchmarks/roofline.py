@@ -98,7 +98,7 @@ class Limits:
 
 
 def bundle_products(bundle: Path) -> list[Product]:
-    """Every product of one chunk towards a known goal, those of a composition's parents one after the other.
+    """Every product of one chunk towards a known goal, in the most steps; those of a composition's parents in turn.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -106,7 +106,7 @@ def bundle_products(bundle: Path) -> list[Product]:
     manifest, graphs = read_graphs(bundle)
     found = []
     for name, graph in graphs.items():
-        runs = 0 if name == GOAL else manifest.sampler.steps if name.endswith("estimate.onnx") else 1
+        runs = 0 if name == GOAL or "@" in name else manifest.sampler.steps if name.endswith("estimate.onnx") else 1
         named = [replace(p, weights=p.weights and f"{name}/{p.weights}") for p in products(graph)] if runs else []
         found += runs * named
     return found

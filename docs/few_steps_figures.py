@@ -14,6 +14,7 @@ from kinoflow.figures import canvas, save
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+TICKS = (0.5, 1, 2, 5, 10)  # ms
 TITLES = {
     "success": "success",
     "precision": "chunks that are the teacher's",
@@ -55,8 +56,10 @@ def students(rows: dict[str, Any], name: str) -> None:
         for method in dict.fromkeys(row.split("@")[0] for row in rows):
             _curve(axis, rows, method, quantity)
         axis.set(xscale="log", xlabel="chunk of the bundle on one core, p50 [ms]", title=title)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.set_xticks(TICKS, map(str, TICKS))
+        axis.minorticks_off()
+        axis.set_xlim(TICKS[0], TICKS[-1])
+        axis.set_ylim(0, None if quantity == "success" else 1.05)
     axes[0].legend()
     save(figure, HERE / f"{name}.png")
 

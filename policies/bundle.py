@@ -173,8 +173,7 @@ class Bundle:
             BundleError: Anything about the file is not as it was exported; the message names it.
         """
         path = Path(path)
-        if not path.is_file():
-            raise BundleError(f"{path}: no such file; give the path of a bundle written by 'kinoflow export'")
+        _check_there(path)
         try:
             bundle = cls._read(path, threads)
         except ContractError as error:
@@ -262,7 +261,13 @@ def read_graphs(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     return manifest, {name: members[name] for name in manifest.graphs}
 
 
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path}: no such file; give the path of a bundle written by 'kinoflow export'")
+
+
 def _named_parts(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    _check_there(path)
     try:
         return _verified_parts(path)
     except ContractError as error:

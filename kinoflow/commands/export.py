@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +59,16 @@ def command(
     if report.choice:
         result["numbers"] = report.choice.numbers
         result["trials"] = {name: asdict(trial) for name, trial in report.choice.trials.items()}
-    show(result, json)
+    show(result, json, as_text(result))
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """A line per value, and per number of steps and way to compute, where there are several."""
+    plain = {name: value for name, value in result.items() if name not in ("curve", "trials")}
+    rows = {f"{point['steps']} steps": point for point in result.get("curve", ())} | result.get("trials", {})
+    lines = [f"{name:<16} {value}" for name, value in plain.items()]
+    lines += [f"{name:<16} {row['p50_ms']:.2f} ms, deviation {row['deviation']:.4f}" for name, row in rows.items()]
+    return "\n".join(lines)
 
 
 def provenance_of(policy: str) -> dict[str, Any]:

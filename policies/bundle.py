@@ -57,7 +57,7 @@ from policies.manifest import (
     variant,
 )
 from policies.network import GOAL, Goal, Network, Runnable, graph_inputs, graph_outputs, graph_types, part
-from policies.runtime.any_step import AnyStep
+from policies.runtime.any_step import AnyStep, by_steps
 from policies.runtime.ensemble import Ensemble
 from policies.senses import outer, sense
 from policies.spec import Array, ContractError, Observation, Spec
@@ -186,12 +186,10 @@ class Bundle:
         manifest, members = _verified_parts(file)
         bundle = cls(manifest, {name: members[name] for name in manifest.graphs}, threads)
         usual, bundle.patience_s = bundle.patience_s, VERIFYING_S
-        by_steps: dict[int, Runnable] = {manifest.sampler.steps: bundle._policy}
-        if isinstance(bundle._policy, AnyStep):
-            by_steps |= bundle._policy.networks
+        networks = by_steps(bundle._policy, manifest.sampler.steps)
         for steps, name in manifest.golden.items():
             with part(name):
-                bundle._replay(by_steps[steps], _read_golden(members[name], manifest.spec))
+                bundle._replay(networks[steps], _read_golden(members[name], manifest.spec))
         bundle.patience_s = usual
         return bundle
 

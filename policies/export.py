@@ -53,7 +53,7 @@ from policies.network import GOAL, STEP, Runnable, graph_inputs, graph_outputs, 
 from policies.norm import ACTION
 from policies.policy import Policy
 from policies.quantise import FLOAT32, Choice, fastest
-from policies.runtime.any_step import AnyStep
+from policies.runtime.any_step import by_steps
 from policies.spec import Array
 from policies.train import Windows
 
@@ -111,10 +111,8 @@ def export(
     """
     check_contract(policy.spec)
     *few, most = sorted({*steps}) or [policy.steps]
-    if few and isinstance(policy.head, Composition):
-        raise BundleError("a composition has one number of steps, that its parents share; export it without others")
-    if calibration and isinstance(policy.head, Composition):
-        raise BundleError("a composition computes in the numbers of its parents' graphs; export it in float32")
+    if isinstance(policy.head, Composition):
+        _check_usual(few, calibration)
     _check_weights(policy, 1 + len(few))
     policy = copy.deepcopy(policy).cpu().with_steps(most)
     if rounded:
@@ -135,10 +133,8 @@ def export(
         choice = fastest(content, policy.spec, scale, calibration, load)
         content, network = dict(choice.graphs), load(choice.graphs)
         pairs, max_error = _answered(pairs, network, max_error)
-    latency, curve = _latency(network), []
-    if isinstance(network, AnyStep):
-        curve = [_point(n, _latency(network.networks[n]), apart(policy, other)) for n, other in fewer.items()]
-        curve.append(_point(most, latency, 0.0))
+    latency = _latency(network)
+    curve = _curve({**fewer, most: policy}, network, latency) if few else ()
     write_bundle(
         path,
         content,
@@ -152,28 +148,24 @@ def export(
         max_error=max_error,
         provenance=provenance,
         consensus=consensus,
-        curve=tuple(curve),
+        curve=curve,
         fewer=pairs,
         numbers=choice.numbers if choice and choice.numbers != FLOAT32 else "",
     )
     nodes = sum(len(model.graph.node) for model in graphs.values())
-    return ExportReport(path, path.stat().st_size, nodes, max_error, latency, tuple(curve), choice)
-
-
-def _by_steps(network: Runnable, most: int) -> Mapping[int, Runnable]:
-    return network.networks if isinstance(network, AnyStep) else {most: network}
+    return ExportReport(path, path.stat().st_size, nodes, max_error, latency, curve, choice)
 
 
 def _compared(policies: Mapping[int, Policy], network: Runnable) -> tuple[dict[int, Pair], float]:
     """The golden pair of every number of steps, and the largest `deviation`."""
-    networks = _by_steps(network, max(policies))
+    networks = by_steps(network, max(policies))
     found = {n: compare(policy, networks[n]) for n, policy in policies.items()}
     return {n: pair for n, (pair, _) in found.items()}, max(error for _, error in found.values())
 
 
 def _answered(pairs: Mapping[int, Pair], network: Runnable, max_error: float) -> tuple[dict[int, Pair], float]:
     """The pairs as a network that computes in other numbers answers them, and the largest `deviation`."""
-    networks = _by_steps(network, max(pairs))
+    networks = by_steps(network, max(pairs))
     answers = {n: answered(networks[n], pair) for n, pair in pairs.items()}
     errors = [deviation(answers[n][name], pair[name]) for n, pair in pairs.items() for name in pair]
     return answers, max(max_error, *errors)
@@ -184,8 +176,19 @@ def _latency(network: Runnable) -> Latency:
     return Latency.of(network.latency(TIMED_CALLS), threads=1)
 
 
-def _point(steps: int, latency: Latency, deviation: float) -> CurvePoint:
-    return CurvePoint(steps, latency.p50_ms, latency.p99_ms, deviation)
+def _curve(policies: Mapping[int, Policy], network: Runnable, most: Latency) -> tuple[CurvePoint, ...]:
+    """What every number of steps costs and gives; the latency of the most is known."""
+    networks, best = by_steps(network, max(policies)), policies[max(policies)]
+    times = {n: most if policy is best else _latency(networks[n]) for n, policy in policies.items()}
+    return tuple(CurvePoint(n, times[n].p50_ms, times[n].p99_ms, apart(best, policies[n])) for n in policies)
+
+
+def _check_usual(few: Sequence[int], calibration: Windows | None) -> None:
+    """Refuse what a composition cannot be exported with."""
+    if few:
+        raise BundleError("a composition has one number of steps, that its parents share; export it without others")
+    if calibration:
+        raise BundleError("a composition computes in the numbers of its parents' graphs; export it in float32")
 
 
 def _check_weights(policy: Policy, graphs: int) -> None:

@@ -169,6 +169,16 @@ def test_steps_on_the_cheapest_grid_go_less_astray(teacher: Path, episodes: Epis
         Policy(policy.head, policy.normaliser, 2, grid=(0.0, 1.0, 0.5))
 
 
+def test_a_grid_needs_no_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "nav.hdf5", tmp_path / "new" / "grid"
+    collect(CollectConfig(data, episodes=3, workers=1), lambda done, total: None)
+    options = ["--method", "grid", "--steps", "2", "--teacher-steps", "2", "--episodes", "1", "--json"]
+    assert call("distill", [str(BUNDLE), "--data", str(data), "--out", str(out), *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [*result["rows"]] == ["teacher@2", "grid@2"] and result["minutes"] == {}
+    assert len(Bundle.load(out / "grid@2.kfb").manifest.sampler.grid) == 3
+
+
 def test_the_command_compares_student_and_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out, bundle = tmp_path / "nav.hdf5", tmp_path / "student", str(BUNDLE)
     collect(CollectConfig(data, episodes=3, workers=1), lambda done, total: None)

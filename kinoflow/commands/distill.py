@@ -19,7 +19,7 @@ from policies.checks import at_least
 from policies.coverage import coverage, drawn, spread
 from policies.distill import FINE, Distiller, DistillRecipe, Method, on_cheapest_grids
 from policies.export import export
-from policies.files import replace_file
+from policies.files import prepare_folder, replace_file
 from policies.load import LOADER, load_trained
 from policies.policy import Policy
 from policies.train import LOG_EVERY
@@ -70,6 +70,7 @@ def command(
     drivers = {f"teacher@{n}": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
     data = data or trained_on(str(policy), "--data")
     episode_file = read_episodes(data)
+    prepare_folder(out)
     taught = [name for name in method if name != "grid"]
     for name in taught:
         recipe = DistillRecipe(
@@ -82,10 +83,10 @@ def command(
         whole = load_trained(str(out / name))
         export(whole, out / f"{name}.kfb", provenance=provenance_of(str(out / name)), steps=steps)
     if "grid" in method:
-        some = [n for n in steps if 1 < n <= FINE]
-        drivers |= {
-            f"grid@{n}": found for n, found in on_cheapest_grids(load_trained(str(policy)), episode_file, some).items()
-        }
+        found = on_cheapest_grids(
+            drivers[f"teacher@{teacher_steps}"], episode_file, (n for n in steps if 1 < n <= FINE)
+        )
+        drivers |= {f"grid@{n}": student for n, student in found.items()}
     sources: dict[str, Path] = {"teacher": policy, "grid": policy, **{name: out / name for name in taught}}
     rows, covered = _compared(drivers, sources, out, episode_file, episodes), _covered(drivers, episode_file)
     result = {

@@ -22,6 +22,11 @@ _GROWTH = 1.5
 _DECAY = _GROWTH ** (-EXCEEDED / (1 - EXCEEDED))
 
 
+def by_steps(policy: Runnable, most: int) -> Mapping[int, Runnable]:
+    """What makes chunks in each number of steps: a policy that does not choose has one, its ``most``."""
+    return policy.networks if isinstance(policy, AnyStep) else {most: policy}
+
+
 class AnyStep(Runnable):
     """Takes the most steps that are expected to be done within `time_left_s`; the fewest if none are.
 

@@ -24,6 +24,7 @@ from policies.flow.distill import (
     step_costs,
     u_shaped_times,
 )
+from policies.flowdit import DiTHead
 from policies.head import Head, head_name
 from policies.load import load_trained
 from policies.policy import Policy
@@ -137,12 +138,12 @@ class Distiller(Trainer[Any]):
     def __init__(self, recipe: DistillRecipe, data: Windows, resume: bool = False) -> None:
         teacher = load_trained(f"{recipe.initial}@{recipe.teacher_steps}")
         head, spec = teacher.head, teacher.spec
-        if not hasattr(head, "dit"):
+        if not isinstance(head, DiTHead):
             raise ContractError(f"{type(head).__name__} has no transformer that could learn where steps end")
         self._teach, self._teacher = METHODS[recipe.method], teacher.requires_grad_(False)
         recipe = dataclasses.replace(
             recipe,
-            config=dataclasses.replace(head.config, ends=recipe.method != "reflow"),
+            config=head.as_student(ends=recipe.method != "reflow"),
             batch=max(1, recipe.batch // head.candidates),
             history=spec.history,
             horizon=spec.horizon,
@@ -156,14 +157,20 @@ class Distiller(Trainer[Any]):
     def _loss(self, policy: Policy, pool: Array) -> Tensor:
         observation, actions = self._batch(pool)
         teacher, head = self._teacher, policy.head
+        known = head.begins(actions, self.generator).repeat_interleave(head.candidates, 0)
+        begins = actions.repeat_interleave(head.candidates, 0)
+
+        def begun(head: Head) -> Any:
+            return head.given(_context(head, observation), begins, known)
+
         with torch.no_grad():
-            field = teacher.head.field(_context(teacher.head, observation))
+            field = teacher.head.field(begun(teacher.head))
             noise = torch.randn(len(actions) * head.candidates, *actions.shape[1:], generator=self.generator)
             path, step = [teacher.start(noise)], straight(field)
             times = torch.tensor(uniform(teacher.steps))[:, None].expand(-1, len(noise))
             for s, t in pairwise(times):
                 path.append(step(path[-1], s, t))
-        context = _context(head, observation)
+        context = begun(head)
 
         def average(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
             return head.estimate(x, s, head.until(context, t)).velocity

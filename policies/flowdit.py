@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from policies.flow import Estimate, from_velocity
+from policies.flow import Estimate, Field, from_velocity, pin
 from policies.head import Head
-from policies.nets.dit import DiT, EncoderBlock
+from policies.nets.dit import Context, DiT, EncoderBlock
 from policies.nets.text import TextEncoder
 from policies.nets.vision import TinyEncoder
 from policies.spec import Feature, Spec
@@ -33,6 +34,8 @@ class Config:
         octaves: Sines and cosines beside each raw value, so that small differences stay visible; few of them
             generalise better from few episodes.
         ends: Know at what time a step ends, as distillation needs it: steps may then be long.
+        given: Most actions at the begin of a chunk that are given in training, as real-time chunking gives those that
+            are executed while a chunk is inferred (arXiv 2512.05964); 0 leaves them to guidance.
     """
 
     width: int = 128
@@ -42,6 +45,7 @@ class Config:
     patch: int = 6
     octaves: int = 4
     ends: bool = False
+    given: int = 0
 
 
 def fourier(values: Tensor, octaves: int) -> Tensor:
@@ -98,7 +102,43 @@ class TextTokens(nn.Module):
         return self.encoder(text[:, 0])
 
 
-class FlowDiT(Head):
+class DiTHead(Head):
+    """A head whose field is that of a transformer, with contexts of which among what `encode` returns."""
+
+    dit: DiT
+
+    def transformer(self, weights: bool = False) -> DiT:
+        """Make it, to know weights of guidance or not."""
+        config = self.config
+        size = config.width, config.depth, config.heads
+        return DiT(*self.spec.noise_shape, *size, config.ends, config.given > 0, weights)
+
+    def as_student(self, ends: bool) -> Any:
+        """Settings of the head that distillation makes of this one, which knows where steps end or does not."""
+        return dataclasses.replace(self.config, ends=ends)
+
+    def until(self, context: Any, t: Tensor) -> Any:
+        return self.dit.until(context, t) if self.config.ends else context
+
+    def given(self, context: Any, actions: Tensor, known: Tensor) -> Any:
+        return self.dit.given(context, actions, known) if self.config.given else context
+
+    def begins(self, actions: Tensor, generator: torch.Generator) -> Tensor:
+        if not self.config.given:
+            return super().begins(actions, generator)
+        count = torch.randint(self.config.given + 1, (len(actions), 1), generator=generator)
+        place = torch.arange(actions.shape[1]) - self.spec.past
+        return (place >= 0) & (place < count)
+
+    def velocities(self, context: Context) -> Field:
+        """The field of a context of the transformer; what is known stays as it is."""
+        field = from_velocity(lambda x, t: self.dit(x, t, context))
+        if context.actions is None or context.known is None:
+            return field
+        return pin(field, context.actions, context.known)
+
+
+class FlowDiT(DiTHead):
     """Velocity field over chunks, conditioned on one token per small feature and one per patch of a long one."""
 
     Config = Config
@@ -108,7 +148,7 @@ class FlowDiT(Head):
         self.tokens = nn.ModuleDict({feature.name: tokens_of(feature, spec, config) for feature in spec.observations})
         self.encoder = nn.Sequential(*(EncoderBlock(config.width, config.heads) for _ in range(config.encoder_depth)))
         self.norm = nn.LayerNorm(config.width)
-        self.dit = DiT(*spec.noise_shape, config.width, config.depth, config.heads, config.ends)
+        self.dit = self.transformer()
 
     def digest(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Replace constant features by their tokens ``(n, N, width)``."""
@@ -128,11 +168,8 @@ class FlowDiT(Head):
         ]
         return self.norm(self.encoder(torch.cat(tokens, 1)))
 
-    def until(self, context: Any, t: Tensor) -> Any:
-        return self.dit.until(context, t) if self.config.ends else context
-
     def estimate(self, x: Tensor, t: Tensor, context: Any) -> Estimate:
-        return from_velocity(lambda x, t: self.dit(x, t, context))(x, t)
+        return self.velocities(context)(x, t)
 
 
 def tokens_of(feature: Feature, spec: Spec, config: Config) -> nn.Module:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss
 
 from policies import flowdit
-from policies.flow import LINEAR, Estimate, from_velocity, uniform_times
-from policies.flowdit import VectorTokens, fourier, repeated, tokens_of
-from policies.head import Head
-from policies.nets.dit import Context, DiT, EncoderBlock
+from policies.flow import LINEAR, Estimate, uniform_times
+from policies.flowdit import DiTHead, VectorTokens, fourier, repeated, tokens_of
+from policies.nets.dit import Context, EncoderBlock
 from policies.nets.goal_reader import GoalReader, Reading, sight_loss, stop_loss, word_loss
 from policies.nets.vision import find_encoder
 from policies.norm import ACTION, Normaliser
@@ -53,7 +52,7 @@ class Conditions(NamedTuple):
     arrival: Tensor
 
 
-class FlowDiTVideo(Head):
+class FlowDiTVideo(DiTHead):
     """Velocity field over chunks, conditioned on the way of a goal video and on where along it to stop.
 
     `policies.nets.goal_reader.GoalReader` says at which frame to stop, once per goal. The senses ``video_path`` and
@@ -103,7 +102,7 @@ class FlowDiTVideo(Head):
         self.encoder = nn.Sequential(*(EncoderBlock(width, config.heads) for _ in range(config.encoder_depth)))
         self.norm = nn.LayerNorm(width)
         self.arrived = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
-        self.dit = DiT(*spec.noise_shape, width, config.depth, config.heads, config.ends)
+        self.dit = self.transformer()
 
     def prepare(self, normaliser: Normaliser, chunks: Tensor) -> None:
         self._normaliser = [normaliser]  # in a list: it is the policy's, not a part of this module
@@ -139,11 +138,8 @@ class FlowDiTVideo(Head):
     def _place(self, path: Tensor, stop: Tensor) -> Tensor:
         return self.place(torch.einsum("bf,bfd->bd", stop, path[:, -1])[:, None])
 
-    def until(self, context: Conditions, t: Tensor) -> Any:
-        return self.dit.until(context, t) if self.config.ends else context
-
     def estimate(self, x: Tensor, t: Tensor, context: Conditions) -> Estimate:
-        return from_velocity(lambda x, t: self.dit(x, t, context.shared))(x, t)
+        return self.velocities(context.shared)(x, t)
 
     def arrival(self, context: Conditions) -> Tensor:
         return context.arrival.sigmoid()
@@ -152,7 +148,7 @@ class FlowDiTVideo(Head):
         """Flow matching, arrival, flow constraint, and the reader where there are labels for it."""
         if not self.drives:
             return self._reading_loss(observation)
-        context = self.encode(self.digest(observation))
+        context = self.given(self.encode(self.digest(observation)), actions, self.begins(actions, generator))
         noise, t = torch.randn(actions.shape, generator=generator), uniform_times(len(actions), generator)
         estimate = self.estimate(LINEAR.at(actions, noise, t), t, context)
         mask = observation.get("action_mask", torch.ones(actions.shape[-1]))

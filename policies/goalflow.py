@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from policies import flowdit
 from policies.checks import require_finite, require_positive
-from policies.flow import Estimate, cfg, from_velocity
+from policies.flow import Estimate, cfg
 from policies.flowdit import fourier
 from policies.motion_head import MotionHead
 from policies.nets.dit import Context, CrossBlock
@@ -228,9 +228,9 @@ class GoalFlow(MotionHead):
         return context._replace(context=chosen, free=free, tokens=tokens)
 
     def estimate(self, x: Tensor, t: Tensor, context: Goals) -> Estimate:
-        field = from_velocity(lambda x, t: self.dit(x, t, context.context))
+        field = self.velocities(context.context)
         if self.config.guidance != 1:
-            field = cfg(field, from_velocity(lambda x, t: self.dit(x, t, context.free)), self.config.guidance)
+            field = cfg(field, self.velocities(context.free), self.config.guidance)
         return field(x, t)
 
     def rating(self, chunks: Tensor, context: Goals) -> Tensor:

@@ -76,6 +76,20 @@ class Head(nn.Module, ABC):
         """The context of steps that end at times ``t`` (B,); a head that has learnt velocities alone needs no other."""
         return context
 
+    def given(self, context: Any, actions: Tensor, known: Tensor) -> Any:
+        """The context of chunks that are known in part, of which `policies.flow.hold` alone takes care by default.
+
+        Args:
+            context: Of `encode` or `propose`.
+            actions: ``(B, past + H, A)``.
+            known: ``(B, past + H)`` boolean.
+        """
+        return context
+
+    def begins(self, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Which of the actions ``(B, past + H, A)`` are given in training, ``(B, past + H)``; by default none."""
+        return torch.zeros(actions.shape[:2], dtype=torch.bool)
+
     def grid(self, steps: int) -> tuple[float, ...]:
         """The ``steps + 1`` increasing times on the linear path at which sampling looks at the field; the last is 1.
 
@@ -86,7 +100,9 @@ class Head(nn.Module, ABC):
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         """Scalar training loss for expert chunks ``actions`` (B, H, A)."""
         noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
-        return matching_loss(self.bind(observation), actions, noise, uniform_times(len(actions), generator))
+        times = uniform_times(len(actions), generator)
+        context = self.given(self.encode(self.digest(observation)), actions, self.begins(actions, generator))
+        return matching_loss(self.field(context), actions, noise, times)
 
     def propose(self, context: Any) -> Any:
         """The context of `candidates` chunks per row, those of a row behind one another."""

@@ -10,6 +10,7 @@ commitment. That memory is the chunk that is being executed: what it does by rul
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from torch.nn import functional
 
 from policies import flowdit
 from policies.checks import require_finite, require_positive
-from policies.flow import Estimate, cfg, from_velocity, residual_cfg
+from policies.flow import Estimate, cfg, residual_cfg
 from policies.ground import AHEAD
 from policies.maneuver import INTENTS, LENGTHWAYS, Maneuvers, allowed
 from policies.motion_head import MotionHead
-from policies.nets.dit import Context, CrossBlock
+from policies.nets.dit import Context, CrossBlock, DiT
 from policies.spec import ContractError, Spec
 
 CONFLICT = ("clear", "later", "soon")
@@ -50,7 +51,8 @@ class Config(flowdit.Config):
         guidance: Weight of the intent; 1 is none and 0 ignores it. Where there is one candidate, few steps break plans
             above 1.5.
         guide: ``"full"`` compares with the field without intent; ``"residual"`` with the chunk being executed, which
-            costs nothing.
+            costs nothing. ``"learnt"`` knows what "full" does, without a second field, for weights up to that which it
+            was distilled with.
         guided: Time up to which guidance acts: 0.5 is the first of two steps.
         stay: Log-odds by which another intent has to be likelier before the commitment is given up, half for each
             of its two parts; 0 has no memory.
@@ -63,7 +65,7 @@ class Config(flowdit.Config):
     refuse: float = 0.001
     candidates: int = 16
     guidance: float = 2.0
-    guide: Literal["full", "residual"] = "full"
+    guide: Literal["full", "residual", "learnt"] = "full"
     guided: float = 1.0
     stay: float = 4.5
     drop: float = 0.15
@@ -73,8 +75,8 @@ class Config(flowdit.Config):
     def __post_init__(self) -> None:
         require_positive(self, "candidates", "sigma")
         require_finite(self)
-        if self.guide not in ("full", "residual"):
-            raise ContractError(f"guide is '{self.guide}'; choose full or residual")
+        if self.guide not in ("full", "residual", "learnt"):
+            raise ContractError(f"guide is '{self.guide}'; choose full or residual, or distil for learnt")
         allowed(self.intent)  # refuses what there is not
 
 
@@ -117,12 +119,20 @@ class StreamingIntent(MotionHead):
         self.words = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(w))) for w in STEPS.values())
         self.intents = nn.Embedding(len(INTENTS) + 1, width)  # the last one stands for none
 
+    def transformer(self, weights: bool = False) -> DiT:
+        return super().transformer(weights or self.config.guide == "learnt")
+
+    def as_student(self, ends: bool) -> Any:
+        config = super().as_student(ends)
+        return dataclasses.replace(config, guide="learnt") if config.guide == "full" else config
+
     def encode(self, observation: Mapping[str, Tensor]) -> Commitment:
         tokens, (committed, held) = self.scene(observation), self.executing(observation)
         evidence = self._evidence(committed, held)
         reading, _ = self.read(tokens, decide=lambda logits: self._decided(logits + evidence))
         none = torch.full_like(reading[:, -1], len(INTENTS))
-        chosen, free = self._context(tokens, reading[:, -1]), self._context(tokens, none)
+        chosen = self._context(tokens, reading[:, -1])
+        free = self._context(tokens, none) if self.config.guide == "full" else chosen
         weight = self.config.guidance * tokens.new_ones(len(tokens))
         return Commitment(chosen, free, reading, committed, held, weight, observation)
 
@@ -219,15 +229,16 @@ class StreamingIntent(MotionHead):
 
     def estimate(self, x: Tensor, t: Tensor, context: Commitment) -> Estimate:
         config = self.config
-        field = from_velocity(lambda x, t: self.dit(x, t, context.chosen))
+        if config.guide == "learnt":
+            return self.velocities(self.dit.guided(context.chosen, context.weight))(x, t)
+        field = self.velocities(context.chosen)
         if config.guidance == 1 and config.candidates == 1:
             return field(x, t)
         weight = torch.where(t < config.guided, context.weight, 1.0)
         if config.guide == "residual":
             weight = torch.where(context.held > 0, weight, 1.0)
             return residual_cfg(field, context.committed, weight[:, None, None])(x, t)
-        free = from_velocity(lambda x, t: self.dit(x, t, context.free))
-        return cfg(field, free, weight[:, None, None])(x, t)
+        return cfg(field, self.velocities(context.free), weight[:, None, None])(x, t)
 
     def loss(self, observation: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         tokens = self.scene(self.digest(observation))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from policies.flow import from_velocity, uniform_times
+from policies.flow import uniform_times
 from policies.flowdit import FlowDiT
 from policies.ground import ground_of
 from policies.head import COMMITTED, HELD
@@ -73,5 +73,5 @@ class MotionHead(FlowDiT):
         """Loss of chunks ``(B, H, A)`` under a condition, see `policies.motion.Motion.matching_loss`."""
         noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
         times = uniform_times(len(actions), generator)
-        field = from_velocity(lambda x, t: self.dit(x, t, context))
+        field = self.velocities(self.given(context, actions, self.begins(actions, generator)))
         return self.motion.matching_loss(field, actions, noise, times, self.restored)

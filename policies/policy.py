@@ -138,6 +138,7 @@ class Policy(nn.Module):
             noise = _signed(noise, count)
             committed, hold_weights = (x.repeat_interleave(count, 0) for x in (committed, hold_weights))
         committed, weights = pad(committed, (0, 0, past, 0)), pad(hold_weights, (past, 0))
+        context = head.given(context, committed, weights >= 1)
 
         def step(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
             ending = head.until(context, t)

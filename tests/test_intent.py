@@ -177,3 +177,32 @@ def test_facts_are_read_off_the_scan_and_the_chunk() -> None:
     perceived, predicted, judged, planned = facts(blocked)
     assert (perceived, predicted, planned) == ("thing", "soon", "keep hold")
     assert "on" not in judged.split("+")
+
+
+def test_a_head_that_has_learnt_guidance_asks_its_field_once() -> None:
+    made = head(guide="learnt", candidates=4)
+    context = made.propose(made.encode(observation(2)))
+    assert context.free is context.chosen or torch.equal(context.free.keys, context.chosen.keys)
+    x, t, asked = torch.zeros(8, 16, 3), torch.zeros(8), []
+    handle = made.dit.register_forward_hook(lambda *_: asked.append(1))
+    data = made.estimate(x, t, context).data
+    handle.remove()
+    assert len(asked) == 1
+    assert (data[0] - data[3]).abs().max() > 1e-4, "candidates differ by their weights"
+
+
+def test_a_student_begins_without_guidance() -> None:
+    made = head()
+    config = made.as_student(ends=True)
+    assert (config.guide, config.ends) == ("learnt", True)
+    assert head(guide="residual").as_student(ends=False).guide == "residual"
+    student = StreamingIntent(SPEC, config).eval()
+    student.load_state_dict(made.state_dict(), strict=False)
+    x, t, seen = torch.zeros(1, 16, 3), torch.zeros(1), observation()
+    made.config = replace(made.config, guidance=1.0)
+    torch.testing.assert_close(student.bind(seen)(x, t).data, made.bind(seen)(x, t).data, atol=1e-6, rtol=1e-5)
+
+
+def test_learnt_guidance_runs_as_a_bundle(tmp_path: Path) -> None:
+    policy = Policy(head(guide="learnt", candidates=4), Normaliser.identity(SPEC), 2).eval()
+    assert export(policy, tmp_path / "learnt.kfb", provenance={}).max_error < 1e-4

@@ -8,11 +8,14 @@ one denoising step then costs the action tokens only, and an exported graph hold
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+HEAVIEST = 10.0  # weight of guidance that is told apart from others as well as the times 0 and 1 are
 
 
 class Context(NamedTuple):
@@ -22,11 +25,15 @@ class Context(NamedTuple):
         keys: ``(L, B, heads, N, width / heads)`` keys of the N condition tokens, one set per block.
         values: Like ``keys``.
         modulation: ``(B, 1 or L + 1, 9, width)`` share of the condition in the modulations, of all blocks or each.
+        actions: ``(B, H, A)`` of which some are known, if any are.
+        known: ``(B, H, 1)`` boolean, which ones.
     """
 
     keys: Tensor
     values: Tensor
     modulation: Tensor
+    actions: Tensor | None = None
+    known: Tensor | None = None
 
 
 def sinusoidal(values: Tensor, width: int) -> Tensor:
@@ -118,9 +125,21 @@ class DiT(nn.Module):
         depth: Number of blocks L.
         heads: Attention heads.
         ends: Also know at what time a step ends, see `until`.
+        begins: Also know that actions are given, see `given`.
+        weights: Also know how much to be guided, see `guided`.
     """
 
-    def __init__(self, horizon: int, action_dim: int, width: int, depth: int, heads: int, ends: bool = False) -> None:
+    def __init__(
+        self,
+        horizon: int,
+        action_dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+        ends: bool = False,
+        begins: bool = False,
+        weights: bool = False,
+    ) -> None:
         super().__init__()
         self.width, self.depth, self.heads = width, depth, heads
         self.inlet, self.outlet = nn.Linear(action_dim, width), nn.Linear(width, action_dim)
@@ -134,6 +153,11 @@ class DiT(nn.Module):
         if ends:
             self.end_modulation = nn.Linear(width, (depth + 1) * 9 * width)
             silent.append(self.end_modulation)
+        if weights:
+            self.weight_modulation = nn.Linear(width, (depth + 1) * 9 * width)
+            silent.append(self.weight_modulation)
+        if begins:
+            self.is_known = nn.Parameter(torch.zeros(width))
         for layer in silent:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)  # every block starts as the identity
@@ -147,19 +171,38 @@ class DiT(nn.Module):
 
     def until(self, context: Any, t: Tensor) -> Any:
         """The context of steps that end at times ``t`` (B,), or a tuple with such: velocities become their mean."""
-        if isinstance(context, Context):
-            return context._replace(modulation=context.modulation + self._of_time(self.end_modulation, t))
-        parts = {name: part for name, part in context._asdict().items() if isinstance(part, Context)}
-        return context._replace(**{name: self.until(part, t) for name, part in parts.items()})
+        share = self._modulation(self.end_modulation, t)
+        return _each(context, lambda part: part._replace(modulation=part.modulation + share))
 
-    def _of_time(self, layer: nn.Module, t: Tensor) -> Tensor:
-        """Share of a time in the modulations ``(B, L + 1, 9, width)``."""
+    def given(self, context: Any, actions: Tensor, known: Tensor) -> Any:
+        """The context, or a tuple with such, of chunks ``(B, H, A)`` of which some actions ``(B, H)`` are known."""
+        return _each(context, lambda part: part._replace(actions=actions, known=known[..., None]))
+
+    def guided(self, context: Context, weight: Tensor) -> Context:
+        """The context of chunks that are guided by weights ``(B,)``, without another evaluation."""
+        share = self._modulation(self.weight_modulation, weight / HEAVIEST)
+        return context._replace(modulation=context.modulation + share)
+
+    def _modulation(self, layer: nn.Module, t: Tensor) -> Tensor:
+        """Share of a time, or of another number in [0, 1], in the modulations ``(B, L + 1, 9, width)``."""
         return layer(self.time(sinusoidal(t, self.width))).reshape(-1, self.depth + 1, 9, self.width)
 
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Return the velocity ``(B, H, A)`` of the chunk ``x`` (B, H, A) at times ``t`` (B,)."""
-        modulation = self._of_time(self.time_modulation, t) + context.modulation
-        tokens = self.inlet(x) + self.position
+        modulation = self._modulation(self.time_modulation, t) + context.modulation
+        if context.actions is None or context.known is None:
+            tokens = self.inlet(x) + self.position
+        else:
+            tokens = self.inlet(torch.where(context.known, context.actions, x)) + self.position
+            tokens = tokens + context.known * self.is_known
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, context.keys[index], context.values[index], modulation[:, index])
         return self.outlet(modulated(tokens, modulation[:, -1, :1], modulation[:, -1, 1:2]))
+
+
+def _each(context: Any, change: Callable[[Context], Context]) -> Any:
+    """A context, or a tuple with such, after a change."""
+    if isinstance(context, Context):
+        return change(context)
+    parts = {name: part for name, part in context._asdict().items() if isinstance(part, Context)}
+    return context._replace(**{name: change(part) for name, part in parts.items()})

@@ -8,7 +8,7 @@ one denoising step then costs the action tokens only, and an exported graph hold
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,9 +55,25 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
+def qkv_heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values ``(B, heads, N, width / heads)`` of ``(B, N, 3 * width)``."""
+    return split_heads(qkv, 3 * heads).chunk(3, 1)
+
+
 def modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer-normalise ``(B, N, width)`` tokens, then scale and shift them by ``(B, 1, width)`` modulations."""
-    return functional.layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift
+    """Layer-normalise ``(B, N, width)`` tokens, then scale and shift them by modulations, see `parts`."""
+    size = tokens.shape[-1:]
+    if scale.dim() == 1:
+        return functional.layer_norm(tokens, size, scale, shift)
+    return functional.layer_norm(tokens, size) * scale + shift
+
+
+def parts(modulation: Tensor) -> Sequence[Tensor]:
+    """Take modulations ``(B, M, width)`` apart: M times ``(B, 1, width)``, or ``(width,)`` where B is 1.
+
+    A normalisation with those is one kernel instead of three, which counts in a control loop.
+    """
+    return modulation.flatten().split(modulation.shape[-1]) if len(modulation) == 1 else modulation.split(1, 1)
 
 
 class EncoderBlock(nn.Module):
@@ -71,7 +87,7 @@ class EncoderBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        queries, keys, values = (split_heads(x, self.heads) for x in self.qkv(self.norm_attention(tokens)).chunk(3, -1))
+        queries, keys, values = qkv_heads(self.qkv(self.norm_attention(tokens)), self.heads)
         tokens = tokens + self.out(attend(queries, keys, values))
         return tokens + self.mlp(self.norm_mlp(tokens))
 
@@ -104,11 +120,8 @@ class Block(nn.Module):
         self.cross_query, self.cross_out = nn.Linear(width, width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor, modulation: Tensor) -> Tensor:
-        m = modulation.chunk(9, 1)
-        queries, own_keys, own_values = (
-            split_heads(x, self.heads) for x in self.qkv(modulated(tokens, m[0], m[1])).chunk(3, -1)
-        )
+    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor, m: Sequence[Tensor]) -> Tensor:
+        queries, own_keys, own_values = qkv_heads(self.qkv(modulated(tokens, m[0], m[1])), self.heads)
         tokens = tokens + m[2] * self.out(attend(queries, own_keys, own_values))
         queries = split_heads(self.cross_query(modulated(tokens, m[3], m[4])), self.heads)
         tokens = tokens + m[5] * self.cross_out(attend(queries, keys, values))
@@ -142,6 +155,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.depth, self.heads = width, depth, heads
+        self.identity: Tensor
         self.inlet, self.outlet = nn.Linear(action_dim, width), nn.Linear(width, action_dim)
         self.position = nn.Parameter(0.02 * torch.randn(1, horizon, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
@@ -158,6 +172,9 @@ class DiT(nn.Module):
             silent.append(self.weight_modulation)
         if begins:
             self.is_known = nn.Parameter(torch.zeros(width))
+        identity = torch.zeros(9, width)
+        identity[1::3] = 1  # of the scales
+        self.register_buffer("identity", identity, persistent=False)
         for layer in silent:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)  # every block starts as the identity
@@ -167,7 +184,8 @@ class DiT(nn.Module):
         batch, count, _ = tokens.shape
         size = (batch, count, self.depth, 2, self.heads, self.width // self.heads)
         keys, values = self.cross(tokens).reshape(size).permute(3, 2, 0, 4, 1, 5).unbind(0)
-        return Context(keys, values, self.condition_modulation(tokens.mean(1)).reshape(batch, 1, 9, self.width))
+        modulation = self.condition_modulation(tokens.mean(1, keepdim=True)).unflatten(-1, (9, self.width))
+        return Context(keys, values, modulation)
 
     def until(self, context: Any, t: Tensor) -> Any:
         """The context of steps that end at times ``t`` (B,), or a tuple with such: velocities become their mean."""
@@ -189,15 +207,16 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Return the velocity ``(B, H, A)`` of the chunk ``x`` (B, H, A) at times ``t`` (B,)."""
-        modulation = self._modulation(self.time_modulation, t) + context.modulation
+        modulation = (self._modulation(self.time_modulation, t) + self.identity) + context.modulation
+        m = parts(modulation.flatten(1, 2))
         if context.actions is None or context.known is None:
             tokens = self.inlet(x) + self.position
         else:
             tokens = self.inlet(torch.where(context.known, context.actions, x)) + self.position
             tokens = tokens + context.known * self.is_known
         for index, block in enumerate(self.blocks):
-            tokens = block(tokens, context.keys[index], context.values[index], modulation[:, index])
-        return self.outlet(modulated(tokens, modulation[:, -1, :1], modulation[:, -1, 1:2]))
+            tokens = block(tokens, context.keys[index], context.values[index], m[9 * index : 9 * index + 9])
+        return self.outlet(modulated(tokens, *m[9 * self.depth :][:2]))
 
 
 def _each(context: Any, change: Callable[[Context], Context]) -> Any:

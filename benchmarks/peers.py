@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from benchmarks import latency, lerobot_peer, roofline
 from benchmarks.latency import PolicyArm, medians, one_core, parameters, race, timed
-from policies.export import quiet
 from policies.foreign.unet import ConditionalUNet1d
+from policies.graphs import quiet
 from policies.nets.dit import modulated, sinusoidal
 from policies.network import open_session
 from policies.spec import Array

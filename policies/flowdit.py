@@ -133,9 +133,7 @@ class DiTHead(Head):
     def velocities(self, context: Context) -> Field:
         """The field of a context of the transformer; what is known stays as it is."""
         field = from_velocity(lambda x, t: self.dit(x, t, context))
-        if context.actions is None or context.known is None:
-            return field
-        return pin(field, context.actions, context.known)
+        return pin(field, *context.given) if context.given else field
 
 
 class FlowDiT(DiTHead):

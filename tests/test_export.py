@@ -179,7 +179,7 @@ def test_a_policy_too_large_for_a_bundle_is_refused_before_it_is_traced(
     policy = make_policy()
     size = sum(value.nbytes for value in policy.state_dict().values())
     monkeypatch.setattr("policies.export.LIMIT", 2 * size - 1)
-    monkeypatch.setattr("policies.export._trace", None)
+    monkeypatch.setattr("policies.export.policy_graphs", None)
     with pytest.raises(BundleError, match=f"has {size} bytes of weights, .* its limit is {2 * size - 1}"):
         export(policy, tmp_path / "large.kfb", provenance={})
 

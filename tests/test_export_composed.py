@@ -64,9 +64,9 @@ def test_a_parent_that_computes_no_numbers_is_named(tmp_path: Path) -> None:
 
 
 def test_time_embeddings_are_tables() -> None:
-    from policies.export import _graphs
+    from policies.graphs import policy_graphs
 
-    graphs, consensus = _graphs(compose([flow(), diffusion()], [0.6, 0.4]))
+    graphs, consensus = policy_graphs(compose([flow(), diffusion()], [0.6, 0.4]))
     assert consensus is not None and [parent.history for parent in consensus.parents] == [2, 2]
     assert list(graphs) == [f"parent_{k}/{part}.onnx" for k in (0, 1) for part in ("encode", "estimate")]
     for name in ("parent_0/estimate.onnx", "parent_1/estimate.onnx"):
@@ -106,11 +106,11 @@ def test_the_sharing_in_numpy_is_the_one_in_torch(weights: tuple[float, ...]) ->
 
 def test_shares_of_those_who_are_there_are_those_of_a_smaller_composition() -> None:
     """Leaving a parent out at run time is leaving it out of the composition, action by action."""
-    from policies.export import _consensus
+    from policies.graphs import consensus_of
 
     parents = [flow(0, past=2, horizon=6), flow(2, horizon=12), flow(3)]
     whole, weights = compose(parents, [0.5, 0.3, 0.2]), [0.5, 0.3, 0.2]
-    consensus = _consensus(whole, whole.head)  # type: ignore[arg-type]
+    consensus = consensus_of(whole, whole.head)  # type: ignore[arg-type]
     for absent in range(3):
         rest = [index for index in range(3) if index != absent]
         total = sum(weights[index] for index in rest)

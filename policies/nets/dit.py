@@ -25,15 +25,13 @@ class Context(NamedTuple):
         keys: ``(L, B, heads, N, width / heads)`` keys of the N condition tokens, one set per block.
         values: Like ``keys``.
         modulation: ``(B, 1 or L + 1, 9, width)`` share of the condition in the modulations, of all blocks or each.
-        actions: ``(B, H, A)`` of which some are known, if any are.
-        known: ``(B, H, 1)`` boolean, which ones.
+        given: Where some actions are known: ``(B, H, A)`` with these, and which they are, ``(B, H, 1)`` boolean.
     """
 
     keys: Tensor
     values: Tensor
     modulation: Tensor
-    actions: Tensor | None = None
-    known: Tensor | None = None
+    given: tuple[Tensor, ...] = ()
 
 
 def sinusoidal(values: Tensor, width: int) -> Tensor:
@@ -194,7 +192,7 @@ class DiT(nn.Module):
 
     def given(self, context: Any, actions: Tensor, known: Tensor) -> Any:
         """The context, or a tuple with such, of chunks ``(B, H, A)`` of which some actions ``(B, H)`` are known."""
-        return _each(context, lambda part: part._replace(actions=actions, known=known[..., None]))
+        return _each(context, lambda part: part._replace(given=(actions, known[..., None])))
 
     def guided(self, context: Context, weight: Tensor) -> Context:
         """The context of chunks that are guided by weights ``(B,)``, without another evaluation."""
@@ -209,11 +207,11 @@ class DiT(nn.Module):
         """Return the velocity ``(B, H, A)`` of the chunk ``x`` (B, H, A) at times ``t`` (B,)."""
         modulation = (self._modulation(self.time_modulation, t) + self.identity) + context.modulation
         m = parts(modulation.flatten(1, 2))
-        if context.actions is None or context.known is None:
-            tokens = self.inlet(x) + self.position
-        else:
-            tokens = self.inlet(torch.where(context.known, context.actions, x)) + self.position
-            tokens = tokens + context.known * self.is_known
+        position: Tensor = self.position
+        if context.given:
+            actions, known = context.given
+            x, position = torch.where(known, actions, x), position + known * self.is_known
+        tokens = self.inlet(x) + position
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, context.keys[index], context.values[index], m[9 * index : 9 * index + 9])
         return self.outlet(modulated(tokens, *m[9 * self.depth :][:2]))

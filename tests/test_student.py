@@ -214,6 +214,7 @@ def test_coverage_tells_a_lost_mode_from_one_between_the_others() -> None:
         (["none.kfb"], "no policy at none.kfb"),
         ([str(BUNDLE)], "give others with --data FILE"),
         ([str(BUNDLE), "--steps", "0"], "steps is 0"),
+        ([str(BUNDLE), "--method", "grid", "--steps", "1"], "a choice of times for 2 to 20 steps"),
     ],
 )
 def test_the_command_names_the_remedy(
@@ -241,3 +242,17 @@ def test_heads_that_choose_among_candidates_are_taught_with_all_of_them(name: st
     for part in {"goals", "score", "reading"} & {*mine._fields}:
         assert torch.equal(getattr(mine, part), getattr(theirs, part))
     assert student.head.config.candidates == 4 and (student.head.dit.end_modulation.weight != 0).any()
+    if name == "intent":
+        assert student.head.config.guide == "learnt" and (student.head.dit.weight_modulation.weight != 0).any()
+
+
+def test_a_student_goes_on_from_given_actions_as_its_teacher(tmp_path: Path, episodes: EpisodeFile) -> None:
+    made = recipe(tmp_path / "teacher", config=Config(width=32, depth=1, heads=2, given=1), steps=400)
+    made = replace(made, learning_rate=3e-3, sample_steps=10)
+    Trainer("flowdit", made, episodes).run(None, lambda done, total, text: None)
+    student = distilled("paths", tmp_path / "teacher", tmp_path / "student", episodes, steps=200, learning_rate=2e-3)
+    side = torch.where(torch.arange(400) < 200, 0.8, -0.8)[:, None, None].expand(-1, 2, 2)
+    noise, first = torch.randn(400, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.0])
+    with torch.inference_mode():
+        plan = student.plan({"goal": torch.zeros(400, 1, 2)}, noise, side, first.expand(400, -1))
+    assert (plan.actions[:, 1] - side[:, 1]).abs().mean() < 0.25

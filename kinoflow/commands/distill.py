@@ -22,6 +22,7 @@ from policies.export import export
 from policies.files import prepare_folder, replace_file
 from policies.load import LOADER, load_trained
 from policies.policy import Policy
+from policies.spec import ContractError
 from policies.train import LOG_EVERY
 from policies.training import STATE
 
@@ -65,8 +66,10 @@ def command(
         resume: Continue interrupted runs exactly where they were.
         json: Print JSON.
     """
-    least = min(steps, default=0)
+    least, gridded = min(steps, default=0), [n for n in steps if 1 < n <= FINE]
     at_least(1, steps=least, teacher_steps=teacher_steps, episodes=episodes, updates=updates, batch=batch)
+    if "grid" in method and not gridded:
+        raise ContractError(f"there is a choice of times for 2 to {FINE} steps; give some of them with --steps")
     drivers = {f"teacher@{n}": load_trained(f"{policy}@{n}") for n in (teacher_steps, *steps)}
     data = data or trained_on(str(policy), "--data")
     episode_file = read_episodes(data)
@@ -83,9 +86,7 @@ def command(
         whole = load_trained(str(out / name))
         export(whole, out / f"{name}.kfb", provenance=provenance_of(str(out / name)), steps=steps)
     if "grid" in method:
-        found = on_cheapest_grids(
-            drivers[f"teacher@{teacher_steps}"], episode_file, (n for n in steps if 1 < n <= FINE)
-        )
+        found = on_cheapest_grids(drivers[f"teacher@{teacher_steps}"], episode_file, gridded)
         drivers |= {f"grid@{n}": student for n, student in found.items()}
     sources: dict[str, Path] = {"teacher": policy, "grid": policy, **{name: out / name for name in taught}}
     rows, covered = _compared(drivers, sources, out, episode_file, episodes), _covered(drivers, episode_file)

@@ -4,13 +4,16 @@
     python docs/chunking_study.py runs/pusht_flowdit.kfb --env kinoflow/PushT-v0 --json docs/results/chunking_pusht.json
     python docs/chunking_study.py runs/pusht_flowdit.kfb --env kinoflow/PushT-v0 --ways hold soft exact warm \
         --delays-ms 200 --episodes 100 --json docs/results/ties_pusht.json
+    python docs/chunking_study.py models/nav_flowdit.kfb --ways hold stream --delays-ms 0 200 \
+        --json docs/results/stream_nav.json
     python docs/chunking_study.py --report docs/results/chunking_pusht.json
 
 All arms drive the same episodes. ``hold``, ``naive`` and ``synchronous`` are those of ``kinoflow eval --chunking``. The
 others are ``hold`` with samplers that no command has: ``soft`` draws a chunk to all that the present one still plans,
 not only to what is executed until it arrives, ``exact`` does so through the network as in arXiv 2506.07339, ``warm``
-begins with the present chunk, partly noised, instead of with noise. After how many actions ``synchronous`` rests in
-Nav-v0 was chosen on seeds from 500,000.
+begins with the present chunk, partly noised, instead of with noise. ``stream`` is for heads with a transformer: it has
+as many chunks in flight as there are steps, and all go one step further in one evaluation per chunk. After how many
+actions ``synchronous`` rests in Nav-v0 was chosen on seeds from 500,000.
 """
 
 from __future__ import annotations
@@ -32,14 +35,15 @@ from envs.drive import Row
 from envs.evaluate import EvaluateConfig, compared, run_all, summary
 from kinoflow.console import progress_bar
 from policies.files import replace_file
-from policies.flow import hold, solve, straight
+from policies.flow import Step, hold, solve, straight
 from policies.load import load_policy, load_trained
+from policies.nets.dit import Context
 from policies.norm import ACTION
 from policies.policy import Candidates, Policy
 from policies.runtime.runner import Chunking
 from policies.spec import ChunkPolicy
 
-Way = Literal["hold", "naive", "synchronous", "soft", "exact", "warm"]
+Way = Literal["hold", "naive", "synchronous", "soft", "exact", "warm", "stream"]
 BEGIN = 0.5  # time on the linear path at which warm chunks begin, or the last one of the grid before it
 KEPT = ("success", "score", "jerk", "turn_jerk")
 
@@ -69,6 +73,59 @@ class Tied(Policy):
         return Candidates(chunks[:, None], chunks.new_zeros(len(chunks), 1))
 
 
+class Streamed(Policy):
+    """A policy that evaluates its network once per chunk (arXiv 2312.12491), over a horizon that recedes.
+
+    The chunks in flight move on with the robot; where they get longer they repeat their end, as noisy as they are.
+    """
+
+    flight: Tensor  # (steps - 1, H, A), the noisiest first
+    latest: Tensor  # (1, H, A)
+
+    def candidates(self, encoded: Any, noise: Tensor, committed: Tensor, hold_weights: Tensor) -> Candidates:
+        executing, count = bool(committed.any()), self.steps
+        committed = self.normaliser.normalise(ACTION, committed)
+        begins, ends = (torch.tensor(times) for times in (self.grid[:-1], self.grid[1:]))
+        start = self.start(noise)
+        if executing:
+            states = torch.cat([start, self._moved(committed, start, begins[1:])])
+            states = self._step(encoded, committed, hold_weights)(states, begins, ends)
+        else:
+            rows, step = [start], self._step(encoded, committed, hold_weights)
+            for s, t in zip(begins, ends, strict=True):
+                rows.append(step(rows[-1], s[None], t[None]))
+            states = torch.cat(rows[1:])
+        self.flight, self.latest = states[: count - 1], states[count - 1 :]
+        return Candidates(self.latest[:, None], self.latest.new_zeros(1, 1))
+
+    def _step(self, encoded: Context, committed: Tensor, weights: Tensor) -> Step:
+        def step(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+            count = len(x)
+            keys, values = (part.expand(-1, count, -1, -1, -1) for part in (encoded.keys, encoded.values))
+            context = Context(keys, values, encoded.modulation.expand(count, -1, -1, -1))
+            field = partial(self.head.estimate, context=self.head.until(context, t))
+            tied = hold(lambda x, t: field(x, t), committed.expand_as(x), weights.expand(count, -1))
+            return straight(tied)(x, s, t)
+
+        return step
+
+    def _moved(self, committed: Tensor, start: Tensor, times: Tensor) -> Tensor:
+        horizon = committed.shape[1]
+        off = [(committed[:, : horizon - n] - self.latest[:, n:]).abs().mean() for n in range(horizon)]
+        gone = int(torch.stack(off).argmin())
+        kept, end = self.flight[:, gone:], self.latest[:, -1:]
+        fresh = torch.cat([start.roll(index + 1, 1) for index in range(len(times))])[:, :gone]
+        times = times[:, None, None]
+        return torch.cat([kept, times * end + (1 - times) * fresh], 1)
+
+
+class Alone:
+    """A policy for one episode at a time."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.spec, self.act = policy.spec, policy.act
+
+
 def faded(committed: Tensor, hold_weights: Tensor) -> Tensor:
     """Weights that fall from what is frozen ``(B, H)`` to the end of the present chunk ``(B, H, A)``, after the paper.
 
@@ -87,6 +144,8 @@ def load(name: str) -> ChunkPolicy:
     if way in get_args(Chunking):
         return load_policy(path)
     policy = load_trained(path)
+    if way == "stream":
+        return Alone(Streamed(policy.head, policy.normaliser, policy.steps, policy.temperature).eval())
     tied = Tied(policy.head, policy.normaliser, policy.steps, policy.temperature).eval()
     tied.way = way  # type: ignore[assignment]
     return tied

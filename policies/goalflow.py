@@ -7,6 +7,7 @@ leads, `policies.motion` says. Goals are dropped per sample, so that guidance ha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -135,6 +136,10 @@ class GoalFlow(MotionHead):
         """Poses ``(..., 3)`` as points ``(..., 4)`` whose distance in m counts the heading too."""
         lever, heading = LEVER * self.reach, poses[..., 2:]
         return torch.cat([poses[..., :2], lever * heading.cos(), lever * heading.sin()], -1)
+
+    def as_student(self, ends: bool) -> Any:
+        """Settings of a student; what it learns is guided already."""
+        return dataclasses.replace(super().as_student(ends), guidance=1.0)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Goals:
         tokens = self.scene(observation)

@@ -229,7 +229,7 @@ def test_the_command_names_the_remedy(
 def test_heads_that_choose_among_candidates_are_taught_with_all_of_them(name: str, tmp_path: Path) -> None:
     data = tmp_path / "driving.hdf5"
     collect(CollectConfig(data, "kinoflow/Driving-v0", episodes=3, workers=1), lambda done, total: None)
-    config = find_head(name).Config(width=32, depth=1, heads=2, candidates=4)
+    config = find_head(name).Config(width=32, depth=1, heads=2, candidates=4, guidance=1.5)
     made = recipe(tmp_path / "teacher", config=config, horizon=8, steps=2)
     episodes = read_episodes(data)
     Trainer(name, made, episodes).run(None, lambda done, total, text: None)
@@ -242,7 +242,9 @@ def test_heads_that_choose_among_candidates_are_taught_with_all_of_them(name: st
     for part in {"goals", "score", "reading"} & {*mine._fields}:
         assert torch.equal(getattr(mine, part), getattr(theirs, part))
     assert student.head.config.candidates == 4 and (student.head.dit.end_modulation.weight != 0).any()
-    if name == "intent":
+    if name == "goalflow":
+        assert student.head.config.guidance == 1  # of what is guided already
+    else:
         assert student.head.config.guide == "learnt" and (student.head.dit.weight_modulation.weight != 0).any()
 
 

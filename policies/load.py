@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LOADER = "policies.load:load_policy"  # by name, so that worker processes find it
 FOREIGN = ("lerobot",)  # kinds that need no trust: nothing in them can be executed
 ARCHITECTURE = ("heads", "ends")  # settings that make another network, though the weights would fit
+TEMPERATURE = "temperature"
 PICKLES = {".pth": "robomimic", ".ckpt": "diffusion_policy"}  # kinds that do, by the usual suffix of their files
 
 
@@ -25,9 +26,10 @@ def load_policy(path: str) -> ChunkPolicy:
 
     Args:
         path: A bundle (needs no torch), a run directory of ``kinoflow train`` or ``kinoflow import``, a LeRobot
-            checkpoint ``"lerobot:DIRECTORY"``, any of these with another number of denoising steps ``"PATH@20"`` or
-            with another setting of its head ``"PATH@guidance=1.5"``, or a composition:
-            ``"(0.6*PATH + 0.4*PATH)"`` at the level of scores, ``"mean(0.6*PATH + 0.4*PATH)"`` of finished chunks.
+            checkpoint ``"lerobot:DIRECTORY"``, any of these with another number of denoising steps ``"PATH@20"``,
+            another temperature ``"PATH@temperature=0.5"`` or another setting of its head ``"PATH@guidance=1.5"``, or
+            a composition: ``"(0.6*PATH + 0.4*PATH)"`` at the level of scores, ``"mean(0.6*PATH + 0.4*PATH)"`` of
+            finished chunks.
 
     Raises:
         ContractError: There is nothing of the kind, it is damaged, or it cannot be composed.
@@ -70,15 +72,17 @@ def load_trained(path: str) -> Policy:
 
 
 def _changed(policy: Policy, name: str, text: str) -> Policy:
-    """The policy with another setting of its head that its weights do not depend on."""
+    """The policy at another temperature, or with another setting of its head that its weights do not depend on."""
     from policies.policy import Policy
 
     settings = policy.settings
-    present = settings["config"].get(name)
+    own = settings if name == TEMPERATURE else settings["config"]
+    present = own.get(name)
     if not isinstance(present, (str, float, int)) or name in ARCHITECTURE:
-        raise ContractError(f"the head has no setting '{name}' to change; it has {', '.join(settings['config'])}")
+        known = ", ".join([TEMPERATURE, *settings["config"]])
+        raise ContractError(f"the policy has no setting '{name}' to change; it has {known}")
     try:
-        settings["config"][name] = type(present)(text)
+        own[name] = type(present)(text)
         changed = Policy.build(settings)
         changed.load_state_dict(policy.state_dict())
     except ValueError as error:

@@ -74,6 +74,8 @@ class Policy(nn.Module):
         super().__init__()
         if steps < 1:
             raise ValueError(f"steps={steps}: sampling needs at least one step")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature}: it scales noise, so it is a number that is not negative")
         if grid is not None and (len(grid) != steps + 1 or sorted({*grid}) != [*grid]):
             raise ValueError(f"grid={grid}: {steps} steps go between {steps + 1} increasing times")
         self.head, self.normaliser, self.steps, self.temperature = head, normaliser, steps, temperature

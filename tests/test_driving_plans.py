@@ -107,8 +107,10 @@ def test_commands_count_as_followed_refused_or_missed(here: Case, tmp_path: Path
 
 def test_an_intent_is_a_setting_of_a_saved_policy(tmp_path: Path) -> None:
     tiny().save(tmp_path)
-    changed = load_trained(f"{tmp_path}@guidance=1.5@intent=turn-left stop@3")
-    assert changed.steps == 3
+    changed = load_trained(f"{tmp_path}@guidance=1.5@intent=turn-left stop@temperature=0.5@3")
+    assert (changed.steps, changed.temperature) == (3, 0.5)
+    with pytest.raises(ContractError, match="it cannot be '-1': temperature=-1"):
+        load_trained(f"{tmp_path}@temperature=-1")
     assert changed.head.config.guidance == 1.5
     assert changed.head.config.intent == "turn-left stop"
     with pytest.raises(ContractError, match="no setting 'speed'"):

@@ -4,8 +4,8 @@
     python docs/chunking_study.py runs/pusht_flowdit.kfb --env kinoflow/PushT-v0 --json docs/results/chunking_pusht.json
     python docs/chunking_study.py runs/pusht_flowdit.kfb --env kinoflow/PushT-v0 --ways hold soft exact warm \
         --delays-ms 200 --episodes 100 --json docs/results/ties_pusht.json
-    python docs/chunking_study.py models/nav_flowdit.kfb --ways hold stream --delays-ms 0 200 \
-        --json docs/results/stream_nav.json
+    python docs/chunking_study.py runs/pusht_flowdit --env kinoflow/PushT-v0 --ways hold stream --delays-ms 0 200 \
+        --episodes 100 --json docs/results/stream_pusht.json
     python docs/chunking_study.py --report docs/results/chunking_pusht.json
 
 All arms drive the same episodes. ``hold``, ``naive`` and ``synchronous`` are those of ``kinoflow eval --chunking``. The

@@ -14,7 +14,7 @@ from kinoflow.figures import canvas, save
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-TICKS = (0.5, 1, 2, 5, 10)  # ms
+TICKS = (0.5, 1, 2, 5, 10, 20, 50)  # ms
 TITLES = {
     "success": "success",
     "precision": "chunks that are the teacher's",
@@ -51,14 +51,16 @@ def delays(arms: list[dict[str, Any]], name: str) -> None:
 
 def students(rows: dict[str, Any], name: str) -> None:
     """Success, precision and recall against latency: a curve per method, a point per number of steps."""
-    figure, axes = canvas(12, 4, len(TITLES))
-    for axis, (quantity, title) in zip(axes, TITLES.items(), strict=True):
+    titles = {quantity: title for quantity, title in TITLES.items() if quantity in next(iter(rows.values()))}
+    times = [row["p50_ms"] for row in rows.values()]
+    figure, axes = canvas(4 * len(titles), 4, len(titles))
+    for axis, (quantity, title) in zip(axes, titles.items(), strict=True):
         for method in dict.fromkeys(row.split("@")[0] for row in rows):
             _curve(axis, rows, method, quantity)
         axis.set(xscale="log", xlabel="chunk of the bundle on one core, p50 [ms]", title=title)
         axis.set_xticks(TICKS, map(str, TICKS))
         axis.minorticks_off()
-        axis.set_xlim(TICKS[0], TICKS[-1])
+        axis.set_xlim(0.8 * min(times), 1.25 * max(times))
         axis.set_ylim(0, None if quantity == "success" else 1.05)
     axes[0].legend()
     save(figure, HERE / f"{name}.png")

@@ -89,16 +89,23 @@ def command(
         found = on_cheapest_grids(drivers[f"teacher@{teacher_steps}"], episode_file, gridded)
         drivers |= {f"grid@{n}": student for n, student in found.items()}
     sources: dict[str, Path] = {"teacher": policy, "grid": policy, **{name: out / name for name in taught}}
-    rows, covered = _compared(drivers, sources, out, episode_file, episodes), _covered(drivers, episode_file)
+    rows = _compared(drivers, sources, out, episode_file, episodes)
     result = {
         "policy": str(policy),
         "updates": updates,
         "minutes": {name: _minutes(out / name) for name in taught},
         "episodes": episodes,
-        "rows": {name: row | covered[name] for name, row in rows.items()},
+        "rows": rows,
     }
-    replace_file(out / "distilled.json", json_format.dumps(result, indent=1).encode())
+    _write(result, out)  # what was driven is there, should the rest be interrupted
+    for driver, covered in _covered(drivers, episode_file).items():
+        rows[driver] |= covered
+    _write(result, out)
     show(result, json, as_text(result))
+
+
+def _write(result: Mapping[str, Any], out: Path) -> None:
+    replace_file(out / "distilled.json", json_format.dumps(result, indent=1).encode())
 
 
 def _minutes(run: Path) -> float:

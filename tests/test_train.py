@@ -126,6 +126,7 @@ def test_a_run_says_what_it_was(tmp_path: Path, episodes: EpisodeFile) -> None:
         "patch": 6,
         "octaves": 4,
         "ends": False,
+        "given": 0,
     }
     assert run["packages"]["torch"].startswith("2.")
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])

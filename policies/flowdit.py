@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policies.checks import at_least
 from policies.flow import Estimate, Field, from_velocity, pin
 from policies.head import Head
 from policies.nets.dit import Context, DiT, EncoderBlock
@@ -108,8 +109,13 @@ class DiTHead(Head):
     dit: DiT
 
     def transformer(self, weights: bool = False) -> DiT:
-        """Make it, to know weights of guidance or not."""
+        """Make it, to know weights of guidance or not.
+
+        Raises:
+            ContractError: Fewer actions than none are to be given.
+        """
         config = self.config
+        at_least(0, given=config.given)
         size = config.width, config.depth, config.heads
         return DiT(*self.spec.noise_shape, *size, config.ends, config.given > 0, weights)
 

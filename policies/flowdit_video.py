@@ -148,7 +148,7 @@ class FlowDiTVideo(DiTHead):
         """Flow matching, arrival, flow constraint, and the reader where there are labels for it."""
         if not self.drives:
             return self._reading_loss(observation)
-        context = self.given(self.encode(self.digest(observation)), actions, self.begins(actions, generator))
+        context = self.begun(self.encode(self.digest(observation)), actions, generator)
         noise, t = torch.randn(actions.shape, generator=generator), uniform_times(len(actions), generator)
         estimate = self.estimate(LINEAR.at(actions, noise, t), t, context)
         mask = observation.get("action_mask", torch.ones(actions.shape[-1]))

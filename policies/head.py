@@ -90,6 +90,10 @@ class Head(nn.Module, ABC):
         """Which of the actions ``(B, past + H, A)`` are given in training, ``(B, past + H)``; by default none."""
         return torch.zeros(actions.shape[:2], dtype=torch.bool)
 
+    def begun(self, context: Any, actions: Tensor, generator: torch.Generator) -> Any:
+        """The context of expert chunks ``(B, past + H, A)`` of which some begins are given, in training."""
+        return self.given(context, actions, self.begins(actions, generator))
+
     def grid(self, steps: int) -> tuple[float, ...]:
         """The ``steps + 1`` increasing times on the linear path at which sampling looks at the field; the last is 1.
 
@@ -101,7 +105,7 @@ class Head(nn.Module, ABC):
         """Scalar training loss for expert chunks ``actions`` (B, H, A)."""
         noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
         times = uniform_times(len(actions), generator)
-        context = self.given(self.encode(self.digest(observation)), actions, self.begins(actions, generator))
+        context = self.begun(self.encode(self.digest(observation)), actions, generator)
         return matching_loss(self.field(context), actions, noise, times)
 
     def propose(self, context: Any) -> Any:

@@ -73,5 +73,5 @@ class MotionHead(FlowDiT):
         """Loss of chunks ``(B, H, A)`` under a condition, see `policies.motion.Motion.matching_loss`."""
         noise = self.noise_scale * torch.randn(actions.shape, generator=generator)
         times = uniform_times(len(actions), generator)
-        field = self.velocities(self.given(context, actions, self.begins(actions, generator)))
+        field = self.velocities(self.begun(context, actions, generator))
         return self.motion.matching_loss(field, actions, noise, times, self.restored)

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from policies.files import replace_file
 from policies.head import find_head
+from policies.load import load_trained
 from policies.norm import ACTION, Normaliser
 from policies.policy import Policy
 from policies.spec import Array, ContractError, Feature, Spec
@@ -82,7 +83,8 @@ class Recipe(Generic[ConfigT]):
         rollouts: Validation episodes per checkpoint; 0 keeps the last weights.
         seed: Seed of initial weights, batches and noise.
         bf16: Compute in bfloat16; slow on a processor without units for it, see ``kinoflow doctor``.
-        initial: Run directory or bundle to begin with: weights and units of the same name and shape are taken over.
+        initial: Policy to begin with, as `policies.load.load_trained` takes it: weights and units of the same name and
+            shape are taken over.
     """
 
     data: Path | None
@@ -132,7 +134,7 @@ class Trainer(Generic[ConfigT]):
         self.policy = Policy(network, normaliser, recipe.sample_steps, recipe.temperature)
         network.prepare(normaliser, self._chunks())
         if recipe.initial is not None and not resume:
-            _take_over(self.policy, Policy.load(recipe.initial).state_dict(), recipe.initial)
+            _take_over(self.policy, load_trained(str(recipe.initial)).state_dict(), recipe.initial)
         self.average = deepcopy(self.policy).eval().requires_grad_(False)
         networks = {"policy": self.policy, "average": self.average}
         settings = {"betas": (0.9, 0.99), "weight_decay": recipe.weight_decay}

@@ -52,7 +52,7 @@ class UNet(Head):
         """Mean squared error of the noise at levels drawn uniformly (arXiv 2006.11239)."""
         noise = torch.randn(actions.shape, generator=generator)
         k = torch.randint(self.config.levels, (len(actions),), generator=generator)
-        context = self.given(self.encode(self.digest(observation)), actions, self.begins(actions, generator))
+        context = self.begun(self.encode(self.digest(observation)), actions, generator)
         predicted = self._noise(self.path.at(actions, noise, k), k, context)
         return (predicted - noise).square().mean()
 

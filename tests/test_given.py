@@ -15,7 +15,7 @@ from policies.flowdit import Config, DiTHead, FlowDiT
 from policies.head import Head
 from policies.norm import Normaliser
 from policies.policy import Policy
-from policies.spec import ActionSpec, Feature, Spec
+from policies.spec import ActionSpec, ContractError, Feature, Spec
 from tests.test_goalflow import SPEC as DRIVING
 from tests.test_goalflow import observation
 from tests.test_intent import head as intent_head
@@ -113,3 +113,8 @@ def test_every_head_on_the_transformer_learns_what_it_is_for(make: Callable[[], 
 def test_a_bundle_does_so_too(trained: Head, tmp_path: Path) -> None:
     policy = Policy(trained, Normaliser.identity(SPEC), 2).eval()
     assert export(policy, tmp_path / "given.kfb", provenance={}).max_error < 1e-4
+
+
+def test_fewer_actions_than_none_are_refused() -> None:
+    with pytest.raises(ContractError, match="given is -1, it has to be at least 0"):
+        FlowDiT(SPEC, replace(SMALL, given=-1))

@@ -114,6 +114,11 @@ def test_a_student_begins_as_its_teacher_and_runs_as_a_bundle(teacher: Path, tmp
     assert Bundle.load(tmp_path / "student.kfb").manifest.sampler.steps == 2
 
 
+def test_a_teacher_may_be_at_another_temperature(teacher: Path, tmp_path: Path, episodes: EpisodeFile) -> None:
+    student = distilled("paths", Path(f"{teacher}@temperature=0.5"), tmp_path, episodes)
+    assert student.temperature == 0.5
+
+
 def test_a_distillation_continues_where_it_was(teacher: Path, tmp_path: Path, episodes: EpisodeFile) -> None:
     whole = distilled("split", teacher, tmp_path / "whole", episodes, steps=6, evaluate_every=3)
     made = lesson_plan(tmp_path / "parts", initial=teacher, method="split", steps=6, evaluate_every=3)

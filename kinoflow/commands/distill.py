@@ -51,7 +51,7 @@ def command(
     there is time for; the bundles that are compared are OUT/METHOD@STEPS.kfb.
 
     Args:
-        policy: Run directory of kinoflow train, or bundle.
+        policy: Run directory of kinoflow train, or bundle; at another temperature "PATH@temperature=0.5".
         out: Directory for the students.
         method: What they are taught; of several the table says which to keep. Nothing with "grid": the times between
             which the steps of the teacher go are chosen.

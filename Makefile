@@ -29,6 +29,7 @@ $(READY): pyproject.toml constraints.txt requirements-g1.txt
 	$(PIP) $(TORCH)+cpu 2>/dev/null || $(PIP) --index-url https://download.pytorch.org/whl/cpu $(TORCH)+cpu || $(PIP) $(TORCH)
 	$(PIP) -e '.[ros,pusht,maze,planning,dev]'
 	$(PIP) -e '.[vision]' || echo 'The pretrained picture encoders do not install here; everything else works.'
+	$(PIP) -e '.[openvino]' || echo 'OpenVINO does not install here; ONNX Runtime computes everything.'
 	$(PIP) -e '.[drive]' || echo 'MetaDrive does not install here; everything else works.'
 	$(PIP) -e '.[robosuite]' || echo 'robosuite does not install here (it needs a C compiler); everything else works.'
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --require-hashes -r requirements-g1.txt || \

@@ -8,6 +8,7 @@ and a short one rarely, which flatters the ratio of the wall times; the ratio of
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
+from policies.backend import MODULES, installed
 from policies.bundle import Bundle, cpu_name
 from policies.norm import Normaliser
 from policies.policy import Policy
@@ -106,7 +107,7 @@ def report(
         "cpu": cpu_name(),
         "threads": 1,
         "load": os.getloadavg()[0],
-        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", *(MODULES[b] for b in installed()))},
         "rounds": rounds,
         "arms": {name: _summary(arm, wall[name]) for name, arm in arms.items()},
         "ratios": over_bundle(_ratio, wall),
@@ -147,7 +148,7 @@ def make_arms(bundle: Path, widths: tuple[int, ...]) -> dict[str, PolicyArm]:
     theirs = {"parameters": parameters(unet.head), "steps": DDIM_STEPS}
     peer = f"diffusion UNet {'-'.join(map(str, widths))} in torch eager, DDIM"
     return {
-        "bundle": PolicyArm("bundle in ONNX Runtime", _chunk(exported), calls=20, **own),
+        "bundle": PolicyArm(f"bundle in {exported.backend}", _chunk(exported), calls=20, **own),
         "torch": PolicyArm("same head in torch eager", _chunk(sensing(policy)), calls=10, **own),
         "unet": PolicyArm(peer, _chunk(unet), calls=1, **theirs),
     }

@@ -201,6 +201,13 @@ def robomimic() -> Answer:
     return Answer(False, "not installed", remedy)
 
 
+def openvino() -> Answer:
+    """Whether the other back end for bundles is installed; it is not imported."""
+    if importlib.util.find_spec("openvino"):
+        return Answer(True, importlib.metadata.version("openvino"), "")
+    return Answer(False, "not installed", f"{INSTALL[:-1]}'.[openvino]'; on some processors it computes faster")
+
+
 def pusht() -> Answer:
     """Whether PushT can be simulated."""
     ok, said = in_python("import os; os.environ['SDL_VIDEODRIVER'] = 'dummy'; import gym_pusht, pymunk; print('works')")
@@ -244,6 +251,7 @@ OPTIONAL: dict[str, Check] = {
     "real time": real_time,
     "bfloat16": bfloat16,
     "GPU": gpu,
+    "OpenVINO": openvino,
     "robomimic": robomimic,
     "PushT": pusht,
     "mazes": mazes,

@@ -32,9 +32,9 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
-import onnxruntime
 
 from policies.archive import PLANNER, BundleError, holds, pack, unpack
+from policies.backend import ONNX_RUNTIME, installed, version
 from policies.files import replace_file
 from policies.manifest import (
     FORMAT,
@@ -95,14 +95,16 @@ class Bundle:
     Args:
         manifest: What the bundle says about itself.
         graphs: Its graphs by name.
-        threads: Threads of ONNX Runtime, per parent of a composition.
+        threads: That compute, per parent of a composition.
     """
 
     def __init__(self, manifest: Manifest, graphs: Mapping[str, bytes], threads: int = 1) -> None:
         self.manifest, self.spec = manifest, outer(manifest.spec)
         self.path: Path | None = None
         """Where it was loaded from."""
-        self._policy = open_graphs(graphs, manifest.spec, manifest.sampler, manifest.consensus, threads)
+        self.backend = manifest.backend if manifest.backend in installed() else ONNX_RUNTIME
+        """What computes; ONNX Runtime where that of the manifest is not installed."""
+        self._policy = open_graphs(graphs, manifest.spec, manifest.sampler, manifest.consensus, threads, self.backend)
 
     @property
     def disagreement(self) -> float:
@@ -167,7 +169,7 @@ class Bundle:
 
         Args:
             path: File written by `write_bundle` or `policies.export.export`.
-            threads: Threads of ONNX Runtime; one keeps the jitter low.
+            threads: That compute; one keeps the jitter low.
 
         Raises:
             BundleError: Anything about the file is not as it was exported; the message names it.
@@ -204,9 +206,14 @@ class Bundle:
             if not error <= self.manifest.tolerance:
                 raise BundleError(
                     f"golden pair: {name} differ by {error:.3g} from those validated at export, allowed is "
-                    f"{self.manifest.tolerance}; export again on this machine, which runs ONNX Runtime "
-                    f"{onnxruntime.__version__}"
+                    f"{self.manifest.tolerance}; export again on this machine, which runs {version(self.backend)}"
                 )
+
+    @property
+    def _instead(self) -> str:
+        """What would compute faster and is not installed."""
+        meant = self.manifest.backend or ONNX_RUNTIME
+        return "" if meant == self.backend else f" ({meant}, in which it was faster, is not installed)"
 
     def describe(self) -> str:
         """Say in a few lines what the policy observes, commands and costs."""
@@ -226,7 +233,7 @@ class Bundle:
         return "\n".join(
             [
                 f"{m.name}, {spec.horizon} actions at {spec.rate_hz:g} Hz, {m.sampler.steps} sampler steps, "
-                f"{m.numbers or 'float32'}",
+                f"{m.numbers or 'float32'} in {self.backend}{self._instead}",
                 *seen,
                 *done,
                 *parents,
@@ -290,6 +297,7 @@ def write_bundle(
     curve: tuple[CurvePoint, ...] = (),
     fewer: Mapping[int, Mapping[str, Array]] = MappingProxyType({}),
     numbers: str = "",
+    backend: str = "",
 ) -> Manifest:
     """Write a bundle in one step: a reader sees the old file or the whole new one, and equal content gives equal bytes.
 
@@ -313,6 +321,7 @@ def write_bundle(
         curve: Of several numbers of steps, the fewest first.
         fewer: Golden pairs of all of these but the last.
         numbers: In which the graphs compute, if not in float32.
+        backend: What computes them, if not ONNX Runtime.
 
     Raises:
         BundleError: The content would not load.
@@ -340,6 +349,7 @@ def write_bundle(
         consensus=consensus,
         curve=curve,
         numbers=numbers,
+        backend=backend,
     )
     content = pack({MANIFEST: manifest.to_bytes(), **parts})
     verified = Bundle._read(io.BytesIO(content), threads=1)
@@ -353,9 +363,14 @@ def deviation(actual: Array, expected: Array) -> float:
 
 
 def open_graphs(
-    graphs: Mapping[str, bytes], spec: Spec, sampler: Sampler, consensus: Consensus | None, threads: int = 1
+    graphs: Mapping[str, bytes],
+    spec: Spec,
+    sampler: Sampler,
+    consensus: Consensus | None,
+    threads: int = 1,
+    backend: str = ONNX_RUNTIME,
 ) -> Network | AnyStep | Ensemble:
-    """Load the graphs of a bundle.
+    """Load the graphs of a bundle; those of a composition and of a goal compute in ONNX Runtime.
 
     Raises:
         BundleError: A graph is damaged or does not fit the contract.
@@ -367,7 +382,7 @@ def open_graphs(
     for name in graphs.keys() - {GOAL}:
         _, _, steps = name.removesuffix(".onnx").partition("@")
         with part(name):
-            networks[int(steps or sampler.steps)] = Network(graphs[name], spec, threads, goal)
+            networks[int(steps or sampler.steps)] = Network(graphs[name], spec, threads, goal, backend)
     return AnyStep(networks) if len(networks) > 1 else networks[sampler.steps]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from policies.archive import LIMIT, BundleError
+from policies.backend import ONNX_RUNTIME
 from policies.bundle import deviation, open_graphs, write_bundle
 from policies.composition import Composition
 from policies.golden import Pair, answered, apart, compare
@@ -24,7 +25,7 @@ from policies.manifest import GRAPH, CurvePoint, Latency, Sampler, check_contrac
 from policies.network import Runnable
 from policies.norm import ACTION
 from policies.policy import Policy
-from policies.quantise import FLOAT32, Choice, fastest
+from policies.quantise import FLOAT32, Choice, Way, fastest
 from policies.runtime.any_step import by_steps
 from policies.train import Windows
 
@@ -39,10 +40,10 @@ class ExportReport:
         path: The bundle.
         size: Its bytes.
         nodes: Nodes of all graphs after folding.
-        max_error: Largest `deviation` of ONNX Runtime from torch over the compared inputs.
+        max_error: Largest `deviation` from torch over the compared inputs.
         latency: Of one chunk on this machine, one thread.
         curve: Of several numbers of steps, the fewest first; empty if there is one.
-        choice: What there was to choose from, if there was a choice of numbers to compute in.
+        choice: What there was to choose from, if there was a choice of ways to compute.
     """
 
     path: Path
@@ -73,8 +74,8 @@ def export(
             to less than half.
         steps: Numbers of steps among which the bundle chooses at run time, see `policies.runtime.any_step`; those of
             the policy by default.
-        calibration: Episodes by which the bundle may compute in 8 bits, if that is faster on this machine and plans
-            stay what they were, see `policies.quantise`.
+        calibration: Episodes by which the bundle may compute in 8 bits or in another back end, if that is faster on
+            this machine and plans stay what they were, see `policies.quantise`.
 
     Raises:
         BundleError: ONNX Runtime and torch disagree, or contract or weights are not fit for a bundle.
@@ -98,11 +99,12 @@ def export(
     load = partial(open_graphs, spec=policy.spec, sampler=sampler, consensus=consensus)
     network = load(content)
     pairs, max_error = _compared({**fewer, most: policy}, network)
-    choice = None
+    choice, way = None, Way(FLOAT32)
     if calibration:
         scale = np.array(policy.normaliser.statistics()[ACTION]["scale"])
         choice = fastest(content, policy.spec, scale, calibration, load)
-        content, network = dict(choice.graphs), load(choice.graphs)
+        way, content = choice.way, dict(choice.graphs)
+        network = load(content, backend=way.backend)
         pairs, max_error = _answered(pairs, network, max_error)
     latency = _latency(network)
     curve = _curve({**fewer, most: policy}, network, latency) if few else ()
@@ -121,7 +123,8 @@ def export(
         consensus=consensus,
         curve=curve,
         fewer=pairs,
-        numbers=choice.numbers if choice and choice.numbers != FLOAT32 else "",
+        numbers=way.numbers if way.numbers != FLOAT32 else "",
+        backend=way.backend if way.backend != ONNX_RUNTIME else "",
     )
     nodes = sum(len(model.graph.node) for model in graphs.values())
     return ExportReport(path, path.stat().st_size, nodes, max_error, latency, curve, choice)
@@ -135,7 +138,7 @@ def _compared(policies: Mapping[int, Policy], network: Runnable) -> tuple[dict[i
 
 
 def _answered(pairs: Mapping[int, Pair], network: Runnable, max_error: float) -> tuple[dict[int, Pair], float]:
-    """The pairs as a network that computes in other numbers answers them, and the largest `deviation`."""
+    """The pairs as a network that computes in another way answers them, and the largest `deviation`."""
     networks = by_steps(network, max(pairs))
     answers = {n: answered(networks[n], pair) for n, pair in pairs.items()}
     errors = [deviation(answers[n][name], pair[name]) for n, pair in pairs.items() for name in pair]

@@ -23,7 +23,7 @@ FORMAT = 3
 TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 0.05
 MANIFEST, GRAPH, GOLDEN = "manifest.json", "policy.onnx", "golden.npz"
 WEIGHTS, SETTINGS = "policy.safetensors", "policy.json"
-OPTIONAL = {"consensus", "curve", "numbers"}  # fields that are not in the file where there is nothing to say
+OPTIONAL = {"consensus", "curve", "numbers", "backend"}  # fields that are not in the file where there is nothing to say
 SI_SYMBOL = "1|m|s|kg|A|K|mol|cd|rad|sr|Hz|N|Pa|J|W|C|V|F|Ohm|S|Wb|T|H|lm|lx"
 
 
@@ -134,6 +134,7 @@ class Manifest:
         consensus: Of a composition whose parents run beside each other; otherwise not in the file.
         curve: Of a bundle with several numbers of steps, the fewest first; otherwise not in the file.
         numbers: In which matrix products are computed, where it is not float32, see `policies.quantise`.
+        backend: What computed fastest at export, where it is not ONNX Runtime, see `policies.backend`.
     """
 
     format: int
@@ -151,6 +152,7 @@ class Manifest:
     consensus: Consensus | None = None
     curve: tuple[CurvePoint, ...] = ()
     numbers: str = ""
+    backend: str = ""
 
     @property
     def tolerance(self) -> float:

@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -17,10 +17,12 @@ import onnxruntime
 from google.protobuf.message import Message
 
 from policies.archive import BundleError
+from policies.backend import BACKENDS, ONNX_RUNTIME, Session, onnx_runtime, version
 from policies.spec import Array, ContractError, Observation, Spec
 
 OUTPUT, DISAGREEMENT, ARRIVAL = "actions", "disagreement", "arrival"
 STEP = "step"
+SessionT = TypeVar("SessionT")
 GOAL = "goal.onnx"
 
 
@@ -42,7 +44,7 @@ def graph_outputs(spec: Spec) -> dict[str, tuple[int, ...]]:
 
 
 class Runnable(ABC):
-    """A `ChunkPolicy` on ONNX Runtime; one caller at a time.
+    """A `ChunkPolicy` made of graphs; one caller at a time.
 
     Args:
         spec: Contract.
@@ -106,18 +108,21 @@ class Network(Runnable):
     Args:
         graph: Serialised ONNX model with the inputs and outputs of a bundle.
         spec: Contract the graphs must fit.
-        threads: Threads of ONNX Runtime; one keeps the jitter low.
+        threads: That compute; one keeps the jitter low.
         goal: What hands over something else in place of the constant features.
+        backend: What computes the graph, a name in `policies.backend.BACKENDS`.
 
     Raises:
         BundleError: A graph is damaged, refers to data outside the bundle, or differs from the contract.
     """
 
-    def __init__(self, graph: bytes, spec: Spec, threads: int = 1, goal: Goal | None = None) -> None:
+    def __init__(
+        self, graph: bytes, spec: Spec, threads: int = 1, goal: Goal | None = None, backend: str = ONNX_RUNTIME
+    ) -> None:
         super().__init__(spec)
         types = graph_types(spec)
         self._goal = goal
-        self._session = open_session(graph, threads)
+        self._session = _opened(graph, threads, BACKENDS[backend], backend)
         taken, digested = self._taken(), self._goal.types if self._goal else {}
         check_signature("input", self._session.get_inputs(), taken, types | digested)
         check_signature("output", self._session.get_outputs(), graph_outputs(spec))
@@ -192,7 +197,7 @@ def part(name: str) -> Iterator[None]:
         raise BundleError(f"{name}: {error}") from error
 
 
-def digest_of(session: onnxruntime.InferenceSession) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def digest_of(session: Session) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Shape and number type of what one graph hands to another.
 
     Raises:
@@ -206,11 +211,15 @@ def digest_of(session: onnxruntime.InferenceSession) -> tuple[dict[str, tuple[in
 
 
 def open_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
-    """Load a graph that needs nothing but itself.
+    """Load a graph that needs nothing but itself in ONNX Runtime.
 
     Raises:
         BundleError: It is damaged or refers to other files.
     """
+    return _opened(graph, threads, onnx_runtime, ONNX_RUNTIME)
+
+
+def _opened(graph: bytes, threads: int, load: Callable[[bytes, int], SessionT], backend: str) -> SessionT:
     try:
         model = onnx.load_model_from_string(graph)
         # Checked here because ONNX Runtime would read such files relative to the working directory.
@@ -219,14 +228,11 @@ def open_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
             raise BundleError(
                 f"the graph keeps '{outside[0]}' in an external file; export with the weights inside the graph"
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what matters is raised
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return load(graph, threads)
     except BundleError:
         raise
-    except Exception as error:  # the errors of ONNX Runtime and protobuf have no other common base
-        raise BundleError(f"the graph does not load in ONNX Runtime {onnxruntime.__version__}: {error}") from error
+    except Exception as error:  # the errors of back ends and protobuf have no other common base
+        raise BundleError(f"the graph does not load in {version(backend)}: {error}") from error
 
 
 def bind(

@@ -1,8 +1,9 @@
-"""Graphs that compute in 8 bits, where that is faster and plans stay what they were; chosen by measurement.
+"""The fastest way to compute graphs, in 8 bits where plans stay what they were; chosen by measurement.
 
 Weights of matrix products are rounded once. What they are multiplied with is rounded to the range it has in that very
 product ("int8 dynamic") or to the range it had over recorded episodes ("int8 static", arXiv 1712.05877). Products with
-very few inputs or outputs stay as they are: they cost little and touch the actions themselves.
+very few inputs or outputs stay as they are: they cost little and touch the actions themselves. Where there is another
+back end than ONNX Runtime, see `policies.backend`, both take part.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+from policies.backend import ONNX_RUNTIME, OPENVINO, installed
 from policies.chunk import hold_weights
 from policies.network import GOAL, Goal, Network, Runnable
 from policies.spec import Array, ContractError, Observation, Spec
@@ -27,7 +29,7 @@ from policies.train import Windows
 QUALITY = 0.02  # RMS difference of plans in normal units, which span 2, that is taken for none
 CALIBRATED, CHECKED = 64, 64  # recorded situations that ranges are read from, and others on which plans are compared
 ROUNDS, CALLS = 10, 5
-FLOAT32 = "float32"
+FLOAT32, DYNAMIC, STATIC = "float32", "int8 dynamic", "int8 static"
 NARROW = 16  # inputs or outputs of a product that is not worth rounding
 PRODUCTS = ["MatMul", "Gemm"]
 
@@ -54,18 +56,28 @@ class Trial:
     deviation: float
 
 
+class Way(NamedTuple):
+    """In which numbers matrix products are computed, and by which of `policies.backend.BACKENDS`."""
+
+    numbers: str
+    backend: str = ONNX_RUNTIME
+
+    def __str__(self) -> str:
+        return f"{self.numbers} in {self.backend}"
+
+
 class Choice(NamedTuple):
     """The fastest way to compute that keeps the plans.
 
     Args:
-        numbers: Its name, a key of ``trials``.
+        way: A key of ``trials``.
         graphs: That compute so.
         trials: All that were tried.
     """
 
-    numbers: str
+    way: Way
     graphs: Mapping[str, bytes]
-    trials: dict[str, Trial]
+    trials: dict[Way, Trial]
 
 
 def recorded(spec: Spec, data: Windows, validation: bool, count: int) -> list[Request]:
@@ -91,18 +103,24 @@ def recorded(spec: Spec, data: Windows, validation: bool, count: int) -> list[Re
     ]
 
 
-def ways(graphs: Mapping[str, bytes], spec: Spec, data: Windows) -> dict[str, dict[str, bytes]]:
+def ways(graphs: Mapping[str, bytes], spec: Spec, data: Windows) -> dict[Way, dict[str, bytes]]:
     """The graphs of a bundle as they are and in 8 bits; that of a goal stays, it runs once per goal."""
     calibration = recorded(spec, data, False, CALIBRATED)
     goal = Goal(graphs[GOAL], spec, 1) if GOAL in graphs else None
     plans = {name: graph for name, graph in graphs.items() if name != GOAL}
-    rounded = {
-        "int8 dynamic": {name: _dynamic(graph) for name, graph in plans.items()},
-        "int8 static": {
-            name: _static(graph, Network(graph, spec, 1, goal), calibration) for name, graph in plans.items()
-        },
+
+    def static(symmetric: bool) -> dict[str, bytes]:
+        networks = {name: Network(graph, spec, 1, goal) for name, graph in plans.items()}
+        return {name: _static(graph, networks[name], calibration, symmetric) for name, graph in plans.items()}
+
+    made = {
+        Way(FLOAT32): plans,
+        Way(DYNAMIC): {name: _dynamic(graph) for name, graph in plans.items()},
+        Way(STATIC): static(symmetric=False),
     }
-    return {FLOAT32: dict(graphs), **{way: {**graphs, **made} for way, made in rounded.items()}}
+    if OPENVINO in installed():
+        made |= {Way(FLOAT32, OPENVINO): plans, Way(STATIC, OPENVINO): static(symmetric=True)}
+    return {way: {**graphs, **computed} for way, computed in made.items()}
 
 
 def fastest(
@@ -110,30 +128,31 @@ def fastest(
     spec: Spec,
     scale: Array,
     data: Windows,
-    load: Callable[[Mapping[str, bytes]], Runnable],
+    load: Callable[..., Runnable],
 ) -> Choice:
-    """Try all ways to compute on this machine and choose one; float32 if no other is better.
+    """Try all ways to compute on this machine and choose one; float32 in ONNX Runtime if no other is better.
 
     Args:
         graphs: In float32, as a bundle has them.
         spec: Contract of the policy.
         scale: ``(A,)`` of a normal unit of each action, in SI units.
         data: Episodes, of which those for validation say how far plans move.
-        load: Makes a policy of graphs.
+        load: Makes a policy of graphs, in the ``backend`` of that name.
 
     Raises:
         ContractError: The episodes do not fit the policy.
     """
     requests = recorded(spec, data, True, CHECKED)
     tried = ways(graphs, spec, data)
-    networks = {way: load(made) for way, made in tried.items()}
+    networks = {way: load(made, backend=way.backend) for way, made in tried.items()}
     plans = {way: np.stack([network.act(*asked) for asked in requests]) for way, network in networks.items()}
-    seconds: dict[str, list[Array]] = {way: [] for way in networks}
+    seconds: dict[Way, list[Array]] = {way: [] for way in networks}
     for _ in range(ROUNDS):
         for way, network in networks.items():
             seconds[way].append(network.latency(CALLS))
     trials = {
-        way: Trial(1e3 * float(np.median(seconds[way])), _rms((plans[way] - plans[FLOAT32]) / scale)) for way in tried
+        way: Trial(1e3 * float(np.median(seconds[way])), _rms((plans[way] - plans[Way(FLOAT32)]) / scale))
+        for way in tried
     }
     kept = [way for way in trials if trials[way].deviation <= QUALITY]
     best = min(kept, key=lambda way: trials[way].p50_ms)
@@ -151,12 +170,14 @@ def _dynamic(graph: bytes) -> bytes:
         return file.read_bytes()
 
 
-def _static(graph: bytes, network: Network, requests: list[Request]) -> bytes:
+def _static(graph: bytes, network: Network, requests: list[Request], symmetric: bool) -> bytes:
+    """Ranges around zero and one per column of the weights are what OpenVINO is fast with, others ONNX Runtime."""
     model, products = _products(graph)
     with _target() as file:
         quantize_static(
-            model, file, _Reader(network, requests), QuantFormat.QDQ, PRODUCTS,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=products,
+            model, file, _Reader(network, requests), QuantFormat.QDQ, PRODUCTS, per_channel=symmetric,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8, weight_type=QuantType.QInt8,
+            nodes_to_quantize=products, extra_options={"ActivationSymmetric": symmetric},
         )  # fmt: skip
         return file.read_bytes()
 

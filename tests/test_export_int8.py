@@ -15,12 +15,13 @@ from envs.collect import CollectConfig, collect
 from envs.episodes import EpisodeFile, read_episodes
 from kinoflow.cli import call
 from policies.archive import BundleError
+from policies.backend import ONNX_RUNTIME, OPENVINO, installed
 from policies.bundle import GOAL, GRAPH, Bundle
 from policies.composition import compose
 from policies.export import ExportReport, export
 from policies.load import load_trained
 from policies.manifest import ROUNDED_TOLERANCE, TOLERANCE
-from policies.quantise import QUALITY, Choice, recorded, ways
+from policies.quantise import QUALITY, Choice, Way, recorded, ways
 from policies.spec import ContractError, Spec
 
 BUNDLE = Path(__file__).parents[1] / "models/nav_flowdit.kfb"
@@ -38,7 +39,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, episodes: EpisodeFile) -> E
     """Of a bundle with int8 graphs, whatever would be faster here."""
 
     def insisted(graphs: Mapping[str, bytes], spec: Spec, *others: object) -> Choice:
-        return Choice("int8 dynamic", ways(graphs, spec, episodes)["int8 dynamic"], {})
+        return Choice(Way("int8 dynamic"), ways(graphs, spec, episodes)[Way("int8 dynamic")], {})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policies.export, "fastest", insisted)
@@ -77,12 +78,51 @@ def test_the_fastest_that_keeps_the_plans_is_chosen(
 ) -> None:
     monkeypatch.setattr("policies.quantise.QUALITY", quality)
     report = export(load_trained(f"{BUNDLE}@1"), tmp_path / "x.kfb", provenance={}, calibration=episodes)
-    assert report.choice and [*report.choice.trials] == ["float32", "int8 dynamic", "int8 static"]
+    exact, rounded = Way("float32"), [Way("int8 dynamic"), Way("int8 static")]
+    other = [Way("float32", OPENVINO), Way("int8 static", OPENVINO)] if OPENVINO in installed() else []
+    assert report.choice and [*report.choice.trials] == [exact, *rounded, *other]
     good = {way: trial.p50_ms for way, trial in report.choice.trials.items() if trial.deviation <= quality}
-    assert report.choice.numbers == min(good, key=lambda way: good[way])
-    assert len(good) == (3 if quality else 1)
-    numbers = Bundle.load(report.path).manifest.numbers
-    assert numbers == ("" if report.choice.numbers == "float32" else report.choice.numbers)
+    assert report.choice.way == min(good, key=lambda way: good[way])
+    assert good.keys() >= {exact, *rounded, *other} if quality else exact in good and not good.keys() & {*rounded}
+    bundle = Bundle.load(report.path)
+    assert (bundle.manifest.numbers or "float32", bundle.backend) == report.choice.way
+
+
+@pytest.fixture(scope="module")
+def in_openvino(tmp_path_factory: pytest.TempPathFactory, episodes: EpisodeFile) -> ExportReport:
+    """Of a bundle that OpenVINO computes in 8 bits, whatever would be faster here."""
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'kinoflow[openvino]'")
+
+    def insisted(graphs: Mapping[str, bytes], spec: Spec, *others: object) -> Choice:
+        way = Way("int8 static", OPENVINO)
+        return Choice(way, ways(graphs, spec, episodes)[way], {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies.export, "fastest", insisted)
+        path = tmp_path_factory.mktemp("openvino") / "openvino.kfb"
+        return export(load_trained(str(BUNDLE)), path, provenance={}, steps=(1, 4), calibration=episodes)
+
+
+def test_another_back_end_plans_the_same(in_openvino: ExportReport, episodes: EpisodeFile) -> None:
+    bundle, exact = Bundle.load(in_openvino.path), Bundle.load(BUNDLE)
+    assert bundle.backend == OPENVINO and "int8 static in OpenVINO" in bundle.describe()
+    requests = recorded(exact.spec, episodes, True, 16)
+    plans = [bundle.act(*asked) for asked in requests]
+    assert 0 < np.sqrt(np.mean([np.square(exact.act(*a) - p) for a, p in zip(requests, plans, strict=True)])) < QUALITY
+    again = [bundle.act(*asked) for asked in requests]
+    np.testing.assert_array_equal(plans, again)  # a plan is the caller's, later ones do not change it
+
+
+def test_without_it_onnx_runtime_computes(
+    in_openvino: ExportReport, episodes: EpisodeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Bundle.load(in_openvino.path)
+    monkeypatch.setattr("policies.bundle.installed", lambda: [ONNX_RUNTIME])
+    bundle = Bundle.load(in_openvino.path)
+    assert bundle.backend == ONNX_RUNTIME
+    assert "in ONNX Runtime (OpenVINO, in which it was faster, is not installed)" in bundle.describe()
+    for asked in recorded(bundle.spec, episodes, True, 4):
+        np.testing.assert_allclose(bundle.act(*asked), there.act(*asked), atol=ROUNDED_TOLERANCE)
 
 
 def test_a_goal_is_digested_in_float32(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def command(
         **({"curve": [asdict(point) for point in report.curve]} if report.curve else {}),
     }
     if report.choice:
-        result["numbers"] = report.choice.numbers
-        result["trials"] = {name: asdict(trial) for name, trial in report.choice.trials.items()}
+        result |= report.choice.way._asdict()
+        result["trials"] = {str(way): asdict(trial) for way, trial in report.choice.trials.items()}
     show(result, json, as_text(result))
 
 
@@ -66,8 +66,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     """A line per value, and per number of steps and way to compute, where there are several."""
     plain = {name: value for name, value in result.items() if name not in ("curve", "trials")}
     rows = {f"{point['steps']} steps": point for point in result.get("curve", ())} | result.get("trials", {})
-    lines = [f"{name:<16} {value}" for name, value in plain.items()]
-    lines += [f"{name:<16} {row['p50_ms']:.2f} ms, deviation {row['deviation']:.4f}" for name, row in rows.items()]
+    lines = [f"{name:<27} {value}" for name, value in plain.items()]
+    lines += [f"{name:<27} {row['p50_ms']:.2f} ms, deviation {row['deviation']:.4f}" for name, row in rows.items()]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +93,26 @@ def measure(
     return report(bundle, arms, rounds, wall, cpu)
 
 
+def compare(bundles: Sequence[Path], progress: Callable[[int, int, str], None], rounds: int = ROUNDS) -> dict[str, Any]:
+    """Measure bundles beside each other, one thread each.
+
+    Args:
+        bundles: Written by ``kinoflow export``.
+        progress: Called with (rounds done, rounds in all, a short text).
+        rounds: Turns of every bundle.
+
+    Returns:
+        Plain JSON values: ``arms`` by path, with latencies in ms, and the circumstances.
+
+    Raises:
+        BundleError: A bundle is damaged.
+    """
+    arms = {str(path): _bundle_arm(Bundle.load(path), Policy.load(path), str(path)) for path in bundles}
+    with one_thread():
+        wall, _ = race(arms, rounds, progress)
+    return _measured(arms, rounds, wall)
+
+
 def report(
     bundle: Path, arms: Mapping[str, PolicyArm], rounds: int, wall: Mapping[str, Array], cpu: Mapping[str, Array]
 ) -> dict[str, Any]:
@@ -104,29 +124,37 @@ def report(
 
     return {
         "bundle": str(bundle),
-        "cpu": cpu_name(),
-        "threads": 1,
-        "load": os.getloadavg()[0],
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", *(MODULES[b] for b in installed()))},
-        "rounds": rounds,
-        "arms": {name: _summary(arm, wall[name]) for name, arm in arms.items()},
+        **_measured(arms, rounds, wall),
         "ratios": over_bundle(_ratio, wall),
         "ranges": over_bundle(_range, wall),
         "cpu_ratios": over_bundle(_ratio, cpu),
     }
 
 
+def _measured(arms: Mapping[str, PolicyArm], rounds: int, wall: Mapping[str, Array]) -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "threads": 1,
+        "load": os.getloadavg()[0],
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", *(MODULES[b] for b in installed()))},
+        "rounds": rounds,
+        "arms": {name: _summary(arm, wall[name]) for name, arm in arms.items()},
+    }
+
+
 def as_text(result: Mapping[str, Any]) -> str:
-    """Render the result of `measure` as a table."""
+    """Render the result of `measure` or of `compare` as a table."""
+    longest = max(48, *(len(arm["what"]) for arm in result["arms"].values()))
     lines = [
         f"one chunk on one core of {result['cpu']}, {result['rounds']} rounds, load {result['load']:.1f}",
-        f"  {'':<48}{'p50 ms':>9}{'p99 ms':>9}{'chunks':>8}{'steps':>7}{'parameters':>12}",
+        f"  {'':<{longest}}{'p50 ms':>9}{'p99 ms':>9}{'chunks':>8}{'steps':>7}{'parameters':>12}",
     ]
     for arm in result["arms"].values():
         numbers = f"{arm['p50_ms']:9.2f}{arm['p99_ms']:9.2f}{arm['chunks']:8}{arm['steps']:7}"
-        lines.append(f"  {arm['what']:<48}{numbers}{arm['parameters'] / 1e6:10.2f} M")
-    width = max(map(len, result["ratios"]))
-    for name, ratio in result["ratios"].items():
+        lines.append(f"  {arm['what']:<{longest}}{numbers}{arm['parameters'] / 1e6:10.2f} M")
+    ratios = result.get("ratios", {})
+    width = max(map(len, ratios), default=0)
+    for name, ratio in ratios.items():
         low, high = result["ranges"][name]
         cpu = result["cpu_ratios"][name]
         spread = f"{low:.1f} .. {high:.1f} over rounds; {cpu:.1f} in processor time"
@@ -148,10 +176,15 @@ def make_arms(bundle: Path, widths: tuple[int, ...]) -> dict[str, PolicyArm]:
     theirs = {"parameters": parameters(unet.head), "steps": DDIM_STEPS}
     peer = f"diffusion UNet {'-'.join(map(str, widths))} in torch eager, DDIM"
     return {
-        "bundle": PolicyArm(f"bundle in {exported.backend}", _chunk(exported), calls=20, **own),
+        "bundle": _bundle_arm(exported, policy, "bundle"),
         "torch": PolicyArm("same head in torch eager", _chunk(sensing(policy)), calls=10, **own),
         "unet": PolicyArm(peer, _chunk(unet), calls=1, **theirs),
     }
+
+
+def _bundle_arm(exported: Bundle, policy: Policy, name: str) -> PolicyArm:
+    size = parameters(policy.head)
+    return PolicyArm(f"{name} in {exported.backend}", _chunk(exported), calls=20, parameters=size, steps=policy.steps)
 
 
 def race(

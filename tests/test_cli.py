@@ -50,6 +50,8 @@ def test_an_unknown_command_is_refused() -> None:
         (("bench", "none.kfb"), "no such file"),
         (("bench", "none.kfb", "--peers"), "no such file"),
         (("bench", "none.kfb", "--lerobot", "python"), "add --peers"),
+        (("bench",), "0 bundles; give one, or several without --peers"),
+        (("bench", "a.kfb", "b.kfb", "--peers"), "2 bundles --peers; give one"),
         (("bench", str(PLANNER)), "this is a planner; use kinoflow eval xdiffuser --planner"),
         (("run", "none.kfb"), "no such file"),
     ],

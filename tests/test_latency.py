@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.latency import as_text, make_arms, measure
+from benchmarks.latency import as_text, compare, make_arms, measure
 from policies.export import export
 from policies.flowdit import Config, FlowDiT
 from policies.norm import Normaliser
@@ -73,6 +73,15 @@ def test_the_result_is_json_and_the_text_names_every_arm(result: dict[str, Any])
     assert all(arm["what"] in text for arm in result["arms"].values()) and all(
         name in text for name in result["ratios"]
     )
+
+
+def test_bundles_take_turns_with_each_other(bundle: Path, policy: Policy, tmp_path: Path) -> None:
+    export(policy.with_steps(40), tmp_path / "slow.kfb", provenance={})
+    found = compare([bundle, tmp_path / "slow.kfb"], lambda *_: None, ROUNDS)
+    quick, slow = found["arms"].values()
+    assert [*found["arms"]] == [str(bundle), str(tmp_path / "slow.kfb")] and json.loads(json.dumps(found)) == found
+    assert quick["p50_ms"] < slow["p50_ms"] and (quick["steps"], slow["steps"]) == (3, 40)
+    assert all(arm["what"] in as_text(found) for arm in found["arms"].values())
 
 
 def test_progress_ends_and_the_thread_count_comes_back(bundle: Path) -> None:

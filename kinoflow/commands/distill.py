@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.latency import compare
 from envs.episodes import EpisodeFile, read_episodes
 from envs.evaluate import EvaluateConfig, compared, run_all, summary
 from kinoflow.commands.export import provenance_of, trained_on
@@ -119,11 +120,11 @@ def _compared(
     drivers: Mapping[str, Policy], sources: Mapping[str, Path], out: Path, data: EpisodeFile, episodes: int
 ) -> dict[str, Any]:
     """Success, other metrics and latency of policies, as bundles, in the same episodes; the first is what all meet."""
-    paths, latency = {}, {}
+    paths = {name: str(out / f"{name}.kfb") for name in drivers}
     for name, policy in drivers.items():
-        paths[name] = str(out / f"{name}.kfb")
-        provenance = provenance_of(str(sources[name.split("@")[0]]))
-        latency[name] = export(policy, paths[name], provenance=provenance).latency
+        export(policy, paths[name], provenance=provenance_of(str(sources[name.split("@")[0]])))
+    with progress_bar("measuring") as progress:
+        latency = compare([Path(path) for path in paths.values()], progress)["arms"]
     config = EvaluateConfig(data.env_id, data.env_kwargs.get("embodiment"), episodes, baselines=False)
     with progress_bar("episodes") as progress:
         rows, _ = run_all([*paths.values()], len(paths), LOADER, config, progress)
@@ -132,8 +133,8 @@ def _compared(
         name: {
             **summary(rows[path]),
             "difference": compared(rows[path], reference)["success"],
-            "p50_ms": latency[name].p50_ms,
-            "p99_ms": latency[name].p99_ms,
+            "p50_ms": latency[path]["p50_ms"],
+            "p99_ms": latency[path]["p99_ms"],
         }
         for name, path in paths.items()
     }

@@ -2,10 +2,10 @@
 
 Run: python -m benchmarks.deadlines FIXED.kfb ANY.kfb --json docs/results/deadlines.json
 
-A head with a fixed number of steps and one that may choose drive the same episodes of Nav-v0 with the wheeled base, in
-turn, in real time: commands leave at 50 Hz, inference is a process of its own. Busy processes of the same priority are
-pinned evenly to all cores. The heads of Nav-v0 are small, so chunks are asked for at a higher rate than its scanner's,
-as if the heads were larger; a chunk has one period. One that is not ready by then is a miss; it is executed all the
+A head with a fixed number of steps and one that may choose drive the same episodes, in turn, in real time: commands
+leave at the rate of the environment, 50 Hz in Nav-v0, and inference is a process of its own. Busy processes of the same
+priority are pinned evenly to all cores. The heads of Nav-v0 are small, so chunks are asked for at a higher rate than
+its scanner's, as if the heads were larger; a chunk has one period. One that is not ready by then is a miss; it is executed all the
 same, and the next one is asked for later.
 """
 
@@ -73,6 +73,7 @@ def main(
     seed: int = 0,
     burners: int = 2,
     plan_hz: int = 50,
+    env_id: str = "kinoflow/Nav-v0",
 ) -> None:
     """Drive the same episodes with both heads beside busy processes.
 
@@ -84,11 +85,12 @@ def main(
         seed: The first one.
         burners: Busy processes per core.
         plan_hz: Chunks per second, up to 50.
+        env_id: Environment, with its first robot.
     """
     check(json, seed, episodes=episodes, plan_hz=plan_hz)
     paths = {"fixed": fixed, "any-step": any_step}
     rows: dict[str, list[Row]] = {name: [] for name in paths}
-    env, spec = world(EvaluateConfig()), Bundle.load(fixed).spec
+    env, spec = world(EvaluateConfig(env_id)), Bundle.load(fixed).spec
     spec.require(env.contract)
     with contextlib.ExitStack() as stack:
         workers = {
@@ -103,7 +105,7 @@ def main(
                 rows[name].append(drive(env, workers[name], episode, plan_hz))
     env.close()
     result = {
-        **{"env": "kinoflow/Nav-v0", "episodes": episodes, "seed": seed, "burners_per_core": burners},
+        **{"env": env_id, "episodes": episodes, "seed": seed, "burners_per_core": burners},
         **{"cores": len(os.sched_getaffinity(0)), "cpu": cpu_name(), "plan_hz": plan_hz, "load": os.getloadavg()[0]},
         "heads": {name: {"bundle": paths[name].name, **summary(of_head)} for name, of_head in rows.items()},
         "rows": rows,

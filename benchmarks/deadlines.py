@@ -5,8 +5,8 @@ Run: python -m benchmarks.deadlines FIXED.kfb ANY.kfb --json docs/results/deadli
 A head with a fixed number of steps and one that may choose drive the same episodes, in turn, in real time: commands
 leave at the rate of the environment, 50 Hz in Nav-v0, and inference is a process of its own. Busy processes of the same
 priority are pinned evenly to all cores. The heads of Nav-v0 are small, so chunks are asked for at a higher rate than
-its scanner's, as if the heads were larger; a chunk has one period. One that is not ready by then is a miss; it is executed all the
-same, and the next one is asked for later.
+its scanner's, as if the heads were larger; a chunk has one period. One that is not ready by then is a miss; it is
+executed all the same, and the next one is asked for later.
 """
 
 from __future__ import annotations

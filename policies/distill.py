@@ -11,14 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from policies.flow import Field, from_velocity, straight, uniform
 from policies.flow.distill import (
     Average,
     cheapest_grid,
-    halved,
-    lagrangian,
     reflow,
     split,
     step_costs,
@@ -31,7 +28,7 @@ from policies.policy import Policy
 from policies.spec import Array, ContractError
 from policies.train import Recipe, Trainer, Windows
 
-Method = Literal["paths", "split", "lagrangian", "progressive", "reflow"]
+Method = Literal["paths", "split", "reflow"]
 FINE, OBSERVED = 20, 64  # steps that grids are made of, and observations that say how much each goes astray
 SHORTEST = 1e-3  # step that is compared with a path
 
@@ -93,32 +90,13 @@ def _paths(lesson: Lesson) -> Tensor:
 def _split(lesson: Lesson) -> Tensor:
     r, s, t = lesson.times(3)
     x = lesson.at(r)
-    return _now(lesson, x, r) + split(lesson.average, x, r, s, t)
-
-
-def _lagrangian(lesson: Lesson) -> Tensor:
-    s, t = lesson.times(2)
-    x = lesson.at(s)
-    with sdpa_kernel(SDPBackend.MATH):  # others cannot be differentiated forwards
-        return _now(lesson, x, s) + lagrangian(lesson.average, lesson.field, x, s, t)
-
-
-def _progressive(lesson: Lesson) -> Tensor:
-    s, t = lesson.times(2)
-    x, t = lesson.at(s), t.maximum(s + SHORTEST)
-    return _now(lesson, x, s) + halved(lesson.average, lesson.average, x, s, t)
-
-
-def _now(lesson: Lesson, x: Tensor, t: Tensor) -> Tensor:
-    """How far the student's velocity is from the teacher's."""
-    return (lesson.average(x, t, t) - lesson.field(x, t).velocity).square().mean()
+    now = (lesson.average(x, r, r) - lesson.field(x, r).velocity).square().mean()
+    return now + split(lesson.average, x, r, s, t)
 
 
 METHODS: dict[Method, Callable[[Lesson], Tensor]] = {
     "paths": _paths,
     "split": _split,
-    "lagrangian": _lagrangian,
-    "progressive": _progressive,
     "reflow": _reflow,
 }
 

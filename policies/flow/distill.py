@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from policies.flow.path import LINEAR, Field, expand
-from policies.flow.solve import jump, straight
+from policies.flow.solve import straight
 
 Average = Callable[[Tensor, Tensor, Tensor], Tensor]
 HUBER = 0.00054  # per square root of the dimension, arXiv 2405.20320
@@ -57,7 +57,7 @@ def split(average: Average, x: Tensor, r: Tensor, s: Tensor, t: Tensor) -> Tenso
         average: To train.
         x: ``(B, H, A)`` states at ``r``.
         r: ``(B,)`` begins.
-        s: ``(B,)`` times between; where they are the midpoints, this is also the progressive map of arXiv 2505.18825.
+        s: ``(B,)`` times between.
         t: ``(B,)`` ends.
     """
     with torch.no_grad():
@@ -66,41 +66,6 @@ def split(average: Average, x: Tensor, r: Tensor, s: Tensor, t: Tensor) -> Tenso
         share = expand((s - r) / (t - r).clamp(min=torch.finfo(x.dtype).eps), x)
         target = torch.where(expand(t > r, x), share * first + (1 - share) * second, first)
     return (average(x, r, t) - target).square().mean()
-
-
-def lagrangian(average: Average, field: Field | None, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """Loss of a flow map ``X`` whose end does not move as the field says when t does (Lagrangian, arXiv 2505.18825).
-
-    ``d/dt X(x, s, t) = v(X(x, s, t), t)``.
-
-    Args:
-        average: To train.
-        field: What moves the end; the map's own velocity by default, which data have to teach it then.
-        x: ``(B, H, A)`` states at ``s``.
-        s: ``(B,)`` begins.
-        t: ``(B,)`` ends.
-    """
-    step = jump(average)
-    end, moving, *_ = torch.func.jvp(lambda t: step(x, s, t), (t,), (torch.ones_like(t),))
-    with torch.no_grad():
-        velocity = average(end, t, t) if field is None else field(end, t).velocity
-    return (moving - velocity).square().mean()
-
-
-def halved(average: Average, teacher: Average, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """Loss of one step that does not lead where two steps of a teacher do: progressive distillation (arXiv 2202.00512).
-
-    Args:
-        average: To train.
-        teacher: Velocity of the steps it shall take two of at once; a student of the round before.
-        x: ``(B, H, A)`` states at ``s``.
-        s: ``(B,)`` begins.
-        t: ``(B,)`` ends.
-    """
-    with torch.no_grad():
-        step, middle = jump(teacher), (s + t) / 2
-        end = step(step(x, s, middle), middle, t)
-    return (average(x, s, t) - (end - x) / expand(t - s, x)).square().mean()
 
 
 def step_costs(field: Field, x: Tensor, grid: Sequence[float]) -> Tensor:

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from policies.flow import LINEAR, Field, from_velocity, heun, jump, solve, straight, uniform
 from policies.flow.distill import (
-    Average,
     cheapest_grid,
-    halved,
-    lagrangian,
     pseudo_huber,
     reflow,
     split,
@@ -86,9 +83,7 @@ def trained(loss: Callable[[Net, int], Tensor], steps: int = 1000) -> Net:
 
 def test_the_flow_map_of_a_gaussian_has_no_loss() -> None:
     x, (r, s, t) = drawn(64), moments(64, 3)
-    for loss in (split(exact, x, r, s, t), lagrangian(exact, FIELD, x, r, t), lagrangian(exact, None, x, r, t)):
-        assert loss < 1e-18
-    assert halved(exact, exact, x, r, t) < 1e-18
+    assert split(exact, x, r, s, t) < 1e-18
 
 
 def test_a_wrong_flow_map_has_a_loss() -> None:
@@ -98,8 +93,6 @@ def test_a_wrong_flow_map_has_a_loss() -> None:
         return exact(x, s, t) + 0.1 * (t - s)[:, None, None]
 
     assert split(wrong, x, r, s, t) > 1e-5
-    assert lagrangian(wrong, FIELD, x, r, t) > 1e-4
-    assert halved(wrong, exact, x, r, t) > 1e-4
 
 
 def test_maps_chain_into_maps() -> None:
@@ -113,8 +106,7 @@ def test_an_empty_interval_splits_into_itself() -> None:
     assert split(exact, x, s, s, t) < 1e-18
 
 
-@pytest.mark.parametrize("method", ["split", "lagrangian"])
-def test_a_map_of_two_modes_is_learnt_from_their_field(method: str) -> None:
+def test_a_map_of_two_modes_is_learnt_from_their_field() -> None:
     field, rng = bimodal().field, generator(2)
 
     def loss(net: Net, step: int) -> Tensor:
@@ -124,7 +116,7 @@ def test_a_map_of_two_modes_is_learnt_from_their_field(method: str) -> None:
         data = data + 0.1 * torch.randn(256, 1, 1, generator=rng, dtype=torch.float64)
         x = LINEAR.at(data, noise, r)
         velocity = (net(x, r, r) - field(x, r).velocity).square().mean()
-        return velocity + (split(net, x, r, s, t) if method == "split" else lagrangian(net, field, x, r, t))
+        return velocity + split(net, x, r, s, t)
 
     net, noise = trained(loss), drawn(2000, 3)
     with torch.no_grad():
@@ -217,20 +209,3 @@ def test_costs_of_steps_are_those_of_leaving_the_fine_path() -> None:
     assert max(float(costs[k, k + 1]) for k in range(4)) == 0
     expected = (solve(straight(FIELD), x, (0, 1)) - solve(straight(FIELD), x, grid)).square().mean()
     torch.testing.assert_close(costs[0, 4], expected)
-
-
-def test_an_exact_step_can_be_halved_again_and_again() -> None:
-    x, rng = drawn(256), generator(9)
-    teacher: Average = lambda x, s, t: FIELD(x, s).velocity  # noqa: E731
-
-    def loss(net: Net, step: int) -> Tensor:
-        noise = torch.randn(256, 1, 1, generator=rng, dtype=torch.float64)
-        s = torch.randint(4, (256,), generator=rng) / 4
-        data = MEAN + DEVIATION * torch.randn(256, 1, 1, generator=rng, dtype=torch.float64)
-        return halved(net, teacher, LINEAR.at(data, noise, s.double()), s.double(), s.double() + 0.25)
-
-    student = trained(loss, steps=600)
-    with torch.no_grad():
-        four, eight = solve(jump(student), x, uniform(4)), solve(straight(FIELD), x, uniform(8))
-        plain = solve(straight(FIELD), x, uniform(4))
-    assert (four - eight).square().mean() < 0.2 * (plain - eight).square().mean()

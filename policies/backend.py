@@ -5,6 +5,7 @@ A back end is a name in `BACKENDS` and a function that makes a `Session` of a gr
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -49,9 +50,7 @@ class OpenVino:
     """
 
     def __init__(self, graph: bytes, threads: int) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = _core()
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -73,6 +72,14 @@ class OpenVino:
     def run(self, outputs: Sequence[str] | None, inputs: Mapping[str, Array]) -> list[Array]:
         self._request.infer(inputs, share_inputs=True)
         return [self._request.get_tensor(self._ports[name]).data.copy() for name in outputs or self._ports]
+
+
+@functools.cache
+def _core() -> Any:
+    """The only one of the process: with each goes the stack that it made this thread handle signals on."""
+    import openvino
+
+    return openvino.Core()
 
 
 def _value(value: onnx.ValueInfoProto) -> Value:

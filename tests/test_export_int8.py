@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -111,6 +113,18 @@ def test_another_back_end_plans_the_same(in_openvino: ExportReport, episodes: Ep
     assert 0 < np.sqrt(np.mean([np.square(exact.act(*a) - p) for a, p in zip(requests, plans, strict=True)])) < QUALITY
     again = [bundle.act(*asked) for asked in requests]
     np.testing.assert_array_equal(plans, again)  # a plan is the caller's, later ones do not change it
+
+
+def test_a_signal_is_handled_after_it_has_computed(in_openvino: ExportReport) -> None:
+    script = """
+import os, signal, sys
+from policies.bundle import Bundle
+first, second = (Bundle.load(sys.argv[1]) for _ in range(2))
+del first, second
+signal.signal(signal.SIGINT, lambda number, frame: sys.exit(7))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    assert subprocess.run([sys.executable, "-c", script, str(in_openvino.path)]).returncode == 7
 
 
 def test_without_it_onnx_runtime_computes(

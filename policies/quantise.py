@@ -109,8 +109,9 @@ def ways(graphs: Mapping[str, bytes], spec: Spec, data: Windows) -> dict[Way, di
     goal = Goal(graphs[GOAL], spec, 1) if GOAL in graphs else None
     plans = {name: graph for name, graph in graphs.items() if name != GOAL}
 
+    networks = {name: Network(graph, spec, 1, goal) for name, graph in plans.items()}
+
     def static(symmetric: bool) -> dict[str, bytes]:
-        networks = {name: Network(graph, spec, 1, goal) for name, graph in plans.items()}
         return {name: _static(graph, networks[name], calibration, symmetric) for name, graph in plans.items()}
 
     made = {

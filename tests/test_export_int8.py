@@ -36,17 +36,20 @@ def episodes(tmp_path_factory: pytest.TempPathFactory) -> EpisodeFile:
     return read_episodes(path)
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory, episodes: EpisodeFile) -> ExportReport:
-    """Of a bundle with int8 graphs, whatever would be faster here."""
+def exported(way: Way, path: Path, episodes: EpisodeFile) -> ExportReport:
+    """Of a bundle that is computed in this way, whatever would be faster here."""
 
     def insisted(graphs: Mapping[str, bytes], spec: Spec, *others: object) -> Choice:
-        return Choice(Way("int8 dynamic"), ways(graphs, spec, episodes)[Way("int8 dynamic")], {})
+        return Choice(way, ways(graphs, spec, episodes)[way], {})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policies.export, "fastest", insisted)
-        path = tmp_path_factory.mktemp("int8") / "int8.kfb"
         return export(load_trained(str(BUNDLE)), path, provenance={}, steps=(1, 4), calibration=episodes)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, episodes: EpisodeFile) -> ExportReport:
+    return exported(Way("int8 dynamic"), tmp_path_factory.mktemp("int8") / "int8.kfb", episodes)
 
 
 def test_plans_stay_what_they_were(report: ExportReport, episodes: EpisodeFile) -> None:
@@ -92,17 +95,8 @@ def test_the_fastest_that_keeps_the_plans_is_chosen(
 
 @pytest.fixture(scope="module")
 def in_openvino(tmp_path_factory: pytest.TempPathFactory, episodes: EpisodeFile) -> ExportReport:
-    """Of a bundle that OpenVINO computes in 8 bits, whatever would be faster here."""
     pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'kinoflow[openvino]'")
-
-    def insisted(graphs: Mapping[str, bytes], spec: Spec, *others: object) -> Choice:
-        way = Way("int8 static", OPENVINO)
-        return Choice(way, ways(graphs, spec, episodes)[way], {})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policies.export, "fastest", insisted)
-        path = tmp_path_factory.mktemp("openvino") / "openvino.kfb"
-        return export(load_trained(str(BUNDLE)), path, provenance={}, steps=(1, 4), calibration=episodes)
+    return exported(Way("int8 static", OPENVINO), tmp_path_factory.mktemp("openvino") / "openvino.kfb", episodes)
 
 
 def test_another_back_end_plans_the_same(in_openvino: ExportReport, episodes: EpisodeFile) -> None:

@@ -28,8 +28,10 @@ def test_chunks_of_all_episodes_count_alike() -> None:
     assert found["steps"] == {"10": 440, "1": 60}
     assert (found["command_hz"], found["chunk_hz"]) == (50.0, pytest.approx(500 / 18))
     heads = {name: {"bundle": "x.kfb", **found} for name in ("fixed", "any-step")}
-    lines = as_text({"episodes": 2, "burners_per_core": 3, "plan_hz": 25.0, "heads": heads}).splitlines()
-    assert len(lines) == 4 and "1.00%" in lines[2] and "10: 88.0%, 1: 12.0%" in lines[3]
+    result = {"episodes": 2, "burners_per_core": 3, "plan_hz": 25.0, "heads": heads}
+    lines = as_text({**result, "difference": {"mean": 0.0, "low": -0.1, "high": 0.1}}).splitlines()
+    assert len(lines) == 5 and "1.00%" in lines[2] and "10: 88.0%, 1: 12.0%" in lines[3]
+    assert lines[4].endswith("paired: +0.000 [-0.100, +0.100]")
 
 
 def test_busy_processes_are_pinned_and_end() -> None:
@@ -50,5 +52,6 @@ def test_an_episode_of_both_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(deadlines, "run_realtime", short)
     main(BUNDLE, BUNDLE, tmp_path / "deadlines.json", episodes=1, burners=0)
     result = json.loads((tmp_path / "deadlines.json").read_text())
+    assert result["difference"]["mean"] == 0
     for head in result["heads"].values():
         assert 40 <= head["commands"] <= 50 and 0 < head["chunks"] == sum(head["steps"].values()) <= head["commands"]

@@ -6,6 +6,8 @@ Root mean square over the normal chunks of 256 recorded observations from the sa
 
 * euler: straight steps, for this path also DDIM.
 * heun: second order, two evaluations per step.
+* midpoint: second order, two evaluations per step, the second in its middle (RF-Solver, arXiv 2411.04746, whose
+  derivative of the velocity is the difference to there).
 * multistep: straight steps along the velocity extrapolated from this and the last evaluation to the middle of the step,
   second order at the price of the first (DPM-Solver++ 2M, arXiv 2211.01095, in velocities).
 * grid: Euler on the cheapest grid (BOSS, arXiv 2312.16414).
@@ -27,7 +29,8 @@ from benchmarks.entry import check, run
 from envs.episodes import read_episodes
 from policies.distill import on_cheapest_grids
 from policies.files import replace_file
-from policies.flow import Field, heun, solve, straight, uniform
+from policies.flow import Field, Step, heun, solve, straight, uniform
+from policies.flow.path import expand
 from policies.load import load_trained
 
 OBSERVED, REFERENCE = 256, 100
@@ -59,11 +62,22 @@ def main(policy: tyro.conf.Positional[str], data: Path, json: Path | None = None
             ends["multistep"] = multistep(field, x, n)
             if n % 2 == 0:
                 ends["heun"] = solve(heun(field), x, uniform(n // 2))
+                ends["midpoint"] = solve(midpoint(field), x, uniform(n // 2))
             result["error"][n] = {name: _rms(end - exact) for name, end in ends.items()}
     for n, errors in result["error"].items():
         print(f"{n:>3} evaluations  " + "  ".join(f"{name} {error:.4f}" for name, error in errors.items()))
     if json:
         replace_file(json, json_format.dumps(result, indent=1).encode())
+
+
+def midpoint(field: Field) -> Step:
+    """Step along the velocity half a straight step ahead."""
+
+    def step(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        middle = (s + t) / 2
+        return x + expand(t - s, x) * field(straight(field)(x, s, middle), middle).velocity
+
+    return step
 
 
 def multistep(field: Field, x: Tensor, steps: int) -> Tensor:

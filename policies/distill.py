@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,10 +41,12 @@ class DistillRecipe(Recipe[Any]):
     Args:
         method: What the student is taught.
         teacher_steps: Steps that the teacher's chunks are taken from.
+        depth: Blocks of the student's transformer; as many as the teacher's if None.
     """
 
     method: Method = "paths"
     teacher_steps: int = 10
+    depth: int | None = None
 
 
 class Lesson(NamedTuple):
@@ -118,10 +121,16 @@ class Distiller(Trainer[Any]):
         head, spec = teacher.head, teacher.spec
         if not isinstance(head, DiTHead):
             raise ContractError(f"{type(head).__name__} has no transformer that could learn where steps end")
+        config = head.as_student(ends=recipe.method != "reflow")
+        depth = config.depth if recipe.depth is None else recipe.depth
+        if not 1 <= depth <= config.depth:
+            raise ContractError(f"a student of {depth} blocks has none to begin with; take 1 to {config.depth}")
+        blocks = {f"head.dit.{name}": weight for name, weight in head.dit.shallower(depth).items()}
+        self._weights = {**teacher.state_dict(), **blocks}
         self._teach, self._teacher = METHODS[recipe.method], teacher.requires_grad_(False)
         recipe = dataclasses.replace(
             recipe,
-            config=head.as_student(ends=recipe.method != "reflow"),
+            config=dataclasses.replace(config, depth=depth),
             batch=max(1, recipe.batch // head.candidates),
             history=spec.history,
             horizon=spec.horizon,
@@ -131,6 +140,9 @@ class Distiller(Trainer[Any]):
         super().__init__(head_name(head), recipe, data, resume)
         for name, weight in self.policy.head.named_parameters():
             weight.requires_grad_(name.startswith("dit."))
+
+    def _initial(self, owner: Path) -> dict[str, Tensor]:
+        return self._weights
 
     def _loss(self, policy: Policy, pool: Array) -> Tensor:
         observation, actions = self._batch(pool)

@@ -134,7 +134,7 @@ class Trainer(Generic[ConfigT]):
         self.policy = Policy(network, normaliser, recipe.sample_steps, recipe.temperature)
         network.prepare(normaliser, self._chunks())
         if recipe.initial is not None and not resume:
-            _take_over(self.policy, load_trained(str(recipe.initial)).state_dict(), recipe.initial)
+            _take_over(self.policy, self._initial(recipe.initial), recipe.initial)
         self.average = deepcopy(self.policy).eval().requires_grad_(False)
         networks = {"policy": self.policy, "average": self.average}
         settings = {"betas": (0.9, 0.99), "weight_decay": recipe.weight_decay}
@@ -151,6 +151,10 @@ class Trainer(Generic[ConfigT]):
     def step(self) -> int:
         """Optimiser steps taken."""
         return self._training.step
+
+    def _initial(self, owner: Path) -> dict[str, Tensor]:
+        """Weights and units to begin with."""
+        return load_trained(str(owner)).state_dict()
 
     def _chunks(self) -> Tensor:
         """What the experts did in some of the windows, ``(N, H, A)`` in SI units."""

@@ -114,6 +114,20 @@ def test_a_student_begins_as_its_teacher_and_runs_as_a_bundle(teacher: Path, tmp
     assert Bundle.load(tmp_path / "student.kfb").manifest.sampler.steps == 2
 
 
+def test_a_student_may_have_fewer_blocks(tmp_path: Path, episodes: EpisodeFile) -> None:
+    made = recipe(tmp_path / "deep", config=Config(width=32, depth=3, heads=2), steps=400, learning_rate=3e-3)
+    Trainer("flowdit", replace(made, sample_steps=10), episodes).run(None, lambda done, total, text: None)
+    student = distilled(
+        "reflow", tmp_path / "deep", tmp_path / "flat", episodes, depth=1, steps=300, learning_rate=2e-3
+    )
+    assert len(student.head.dit.blocks) == student.head.config.depth == 1
+    sides = chunks(student, 1)[:, 0, 0]
+    assert 0.35 < (sides > 0).float().mean() < 0.65 and sides.abs().mean() > 0.6
+    for depth in (0, 4):
+        with pytest.raises(ContractError, match="take 1 to 3"):
+            Distiller(lesson_plan(tmp_path / "none", initial=tmp_path / "deep", depth=depth), episodes)
+
+
 def test_a_teacher_may_be_at_another_temperature(teacher: Path, tmp_path: Path, episodes: EpisodeFile) -> None:
     student = distilled("paths", Path(f"{teacher}@temperature=0.5"), tmp_path, episodes)
     assert student.temperature == 0.5

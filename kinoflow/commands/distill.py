@@ -37,6 +37,7 @@ def command(
     method: tuple[Literal[Method, "grid"], ...] = ("paths",),
     steps: tuple[int, ...] = (1, 2, 4),
     teacher_steps: int = 10,
+    depth: int | None = None,
     data: Path | None = None,
     updates: int = 2000,
     batch: int = 128,
@@ -58,6 +59,7 @@ def command(
             which the steps of the teacher go are chosen.
         steps: Numbers of steps to compare.
         teacher_steps: Steps that the teacher's chunks are taken from, and it is compared with.
+        depth: Blocks of the students' transformers, which begin as so many of the teacher's; all by default.
         data: Episodes to distil on; those the policy was trained on by default.
         updates: Optimiser steps.
         batch: Chunks per optimiser step.
@@ -80,6 +82,7 @@ def command(
         recipe = DistillRecipe(
             data, out / name, None, steps=updates, batch=batch, learning_rate=learning_rate, seed=seed, initial=policy,
             sample_steps=least, evaluate_every=updates, rollouts=0, method=name, teacher_steps=teacher_steps,
+            depth=depth,
         )  # fmt: skip
         with progress_bar(f"distilling: {name}") as progress:
             Distiller(recipe, episode_file, resume and (out / name / STATE).exists()).run(None, progress)

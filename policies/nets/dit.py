@@ -199,6 +199,24 @@ class DiT(nn.Module):
         share = self._modulation(self.weight_modulation, weight / HEAVIEST)
         return context._replace(modulation=context.modulation + share)
 
+    def shallower(self, depth: int) -> dict[str, Tensor]:
+        """Weights of a transformer of fewer blocks, which are evenly chosen from the first to the last of these."""
+        kept = torch.linspace(0, self.depth - 1, depth).round().int().tolist()
+        weights = {}
+        for name, weight in self.state_dict().items():
+            layer, _, rest = name.partition(".")
+            if layer == "blocks":
+                index, _, rest = rest.partition(".")
+                if int(index) in kept:
+                    weights[f"blocks.{kept.index(int(index))}.{rest}"] = weight
+            elif layer == "cross":
+                weights[name] = weight.unflatten(0, (self.depth, -1))[kept].flatten(0, 1)
+            elif layer in ("time_modulation", "end_modulation", "weight_modulation"):
+                weights[name] = weight.unflatten(0, (self.depth + 1, -1))[[*kept, self.depth]].flatten(0, 1)
+            else:
+                weights[name] = weight
+        return weights
+
     def _modulation(self, layer: nn.Module, t: Tensor) -> Tensor:
         """Share of a time, or of another number in [0, 1], in the modulations ``(B, L + 1, 9, width)``."""
         return layer(self.time(sinusoidal(t, self.width))).reshape(-1, self.depth + 1, 9, self.width)

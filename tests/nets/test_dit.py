@@ -119,3 +119,23 @@ def test_time_embeddings_tell_close_times_apart() -> None:
     assert embedded.shape == (101, WIDTH) and embedded.abs().max() <= 1
     distances = torch.cdist(embedded, embedded) + 9 * torch.eye(101)
     assert distances.min() > 0.1
+
+
+def test_without_blocks_that_do_nothing_the_transformer_is_the_same() -> None:
+    torch.manual_seed(0)
+    whole = DiT(HORIZON, ACTION_DIM, WIDTH, 4, HEADS, ends=True)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+        for block in (whole.blocks[1], whole.blocks[2]):
+            for layer in (block.out, block.cross_out, block.mlp[2]):
+                nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    half = DiT(HORIZON, ACTION_DIM, WIDTH, 2, HEADS, ends=True)
+    half.load_state_dict(whole.shallower(2))
+    x, t, tokens = inputs(3)
+
+    def velocity(dit: DiT) -> Tensor:
+        return dit(x, t, dit.until(dit.context(tokens), t))
+
+    torch.testing.assert_close(velocity(half), velocity(whole))
+    assert all(torch.equal(weight, whole.state_dict()[name]) for name, weight in whole.shallower(4).items())
